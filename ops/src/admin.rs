@@ -1,0 +1,167 @@
+//! The private listener of every process: `/healthz` (the process lives), `/readyz` (it can do
+//! its work now), `/metrics` (Prometheus text).
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use futures::future::BoxFuture;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// How long one readiness check may take.
+const CHECK_DEADLINE: Duration = Duration::from_secs(2);
+
+type Check = Box<dyn Fn() -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
+
+/// The named conditions under which this process can do its work.
+#[derive(Default)]
+pub struct Readiness {
+    checks: Vec<(&'static str, Check)>,
+}
+
+/// A condition that a loop reports: not ready until it is first set.
+#[derive(Clone, Debug, Default)]
+pub struct Flag(Arc<AtomicBool>);
+
+struct Admin {
+    readiness: Readiness,
+    metrics: PrometheusHandle,
+    stopping: CancellationToken,
+}
+
+impl Readiness {
+    /// Adds a condition; `check` says what is wrong as its error.
+    #[must_use]
+    pub fn with<F, Fut>(mut self, name: &'static str, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        self.checks
+            .push((name, Box::new(move || Box::pin(check()))));
+        self
+    }
+
+    /// Adds the condition that the database answers.
+    #[must_use]
+    pub fn with_database(self, pool: crate::postgres::Pool) -> Self {
+        self.with("postgres", move || {
+            let pool = pool.clone();
+            async move { crate::postgres::ping(&pool).await }
+        })
+    }
+
+    /// Adds a condition that a loop reports through its [`Flag`].
+    #[must_use]
+    pub fn with_flag(self, name: &'static str, flag: Flag) -> Self {
+        self.with(name, move || {
+            let set = flag.is_set();
+            async move {
+                if set {
+                    Ok(())
+                } else {
+                    anyhow::bail!("not yet")
+                }
+            }
+        })
+    }
+
+    async fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        for (name, check) in &self.checks {
+            match tokio::time::timeout(CHECK_DEADLINE, check()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(cause)) => failures.push(format!("{name}: {cause:#}")),
+                Err(_) => failures.push(format!("{name}: no answer in {CHECK_DEADLINE:?}")),
+            }
+        }
+        failures
+    }
+}
+
+impl std::fmt::Debug for Readiness {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_list()
+            .entries(self.checks.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
+
+impl Flag {
+    /// Reports the condition.
+    pub fn set(&self, holds: bool) {
+        self.0.store(holds, Ordering::SeqCst);
+    }
+
+    /// Whether the condition holds.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Binds the admin listener and returns its address with the future that serves it. It answers
+/// through the drain (not ready from its first moment) and ends with the process.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn bind(
+    listen: SocketAddr,
+    readiness: Readiness,
+    metrics: PrometheusHandle,
+    stopping: CancellationToken,
+) -> anyhow::Result<(
+    SocketAddr,
+    impl Future<Output = anyhow::Result<()>> + Send + 'static,
+)> {
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    let ended = stopping.clone();
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route(
+            "/metrics",
+            get(|State(admin): State<Arc<Admin>>| async move {
+                admin.metrics.run_upkeep();
+                admin.metrics.render()
+            }),
+        )
+        .with_state(Arc::new(Admin {
+            readiness,
+            metrics,
+            stopping,
+        }));
+    let serve = async move {
+        let shutdown = async move { ended.cancelled().await };
+        axum::serve(listener, router)
+            .with_graceful_shutdown(shutdown)
+            .await?;
+        Ok(())
+    };
+    Ok((address, serve))
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
+    if admin.stopping.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    }
+    let failures = admin.readiness.failures().await;
+    if failures.is_empty() {
+        (StatusCode::OK, "ready\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, failures.join("\n") + "\n")
+    }
+}

@@ -1,0 +1,132 @@
+//! The Postgres side of the inbox: offsets, identities, dead letters.
+
+use std::collections::HashSet;
+
+use deadpool_postgres::{GenericClient, Transaction};
+
+use super::{Event, Offsets, Place, Poison, Record};
+use crate::{lease::LeaseError, postgres::Pool};
+
+/// Next offsets of `places`, beginning a partition that is new to this consumer at 0.
+pub(super) async fn offsets(
+    pool: &Pool,
+    schema: &str,
+    consumer: &str,
+    places: &[Place],
+) -> anyhow::Result<Offsets> {
+    let sql = format!(
+        "-- ops.inbox_offset\n\
+         INSERT INTO {schema}.inbox_offsets AS known (consumer, topic, partition, next_offset)\n\
+         VALUES ($1, $2, $3, 0) ON CONFLICT (consumer, topic, partition)\n\
+         DO UPDATE SET next_offset = known.next_offset RETURNING next_offset"
+    );
+    let client = pool.get().await?;
+    let mut offsets = Offsets::new();
+    for place in places {
+        let row = client
+            .query_one(&sql, &[&consumer, &place.topic, &place.partition])
+            .await?;
+        offsets.insert(*place, row.get(0));
+    }
+    Ok(offsets)
+}
+
+/// Moves the offsets past `records` if they still stand where this consumer left them; returns
+/// where they then stand.
+pub(super) async fn advance(
+    transaction: &Transaction<'_>,
+    schema: &str,
+    consumer: &str,
+    offsets: &Offsets,
+    records: &[Record],
+) -> Result<Offsets, LeaseError> {
+    let sql = format!(
+        "-- ops.inbox_advance\n\
+         UPDATE {schema}.inbox_offsets SET next_offset = $5\n\
+         WHERE consumer = $1 AND topic = $2 AND partition = $3 AND next_offset = $4"
+    );
+    let mut moved = offsets.clone();
+    for record in records {
+        moved.insert(record.place, record.offset + 1);
+    }
+    for (place, next) in &moved {
+        let before = offsets.get(place).copied().unwrap_or(0);
+        if before == *next {
+            continue;
+        }
+        let Place { topic, partition } = place;
+        let updated = transaction
+            .execute(&sql, &[&consumer, topic, partition, &before, next])
+            .await?;
+        if updated == 0 {
+            return Err(LeaseError::Fenced);
+        }
+    }
+    Ok(moved)
+}
+
+/// Records the identities of events; returns those that were not known, as `(source, id)`.
+pub(super) async fn new_identities<I>(
+    transaction: &Transaction<'_>,
+    schema: &str,
+    consumer: &str,
+    events: &[(Event, I)],
+) -> Result<HashSet<(String, String)>, tokio_postgres::Error> {
+    let sql = format!(
+        "-- ops.inbox_identities\n\
+         INSERT INTO {schema}.inbox_events (consumer, ce_source, ce_id)\n\
+         SELECT $1, told.source, told.id\n\
+         FROM unnest($2::text[], $3::text[]) AS told (source, id)\n\
+         ON CONFLICT DO NOTHING RETURNING ce_source, ce_id"
+    );
+    let sources: Vec<&str> = events
+        .iter()
+        .map(|(event, _)| event.source.as_str())
+        .collect();
+    let ids: Vec<&str> = events.iter().map(|(event, _)| event.id.as_str()).collect();
+    let rows = transaction
+        .query(&sql, &[&consumer, &sources, &ids])
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Lays a record in the dead-letter table.
+pub(super) async fn bury(
+    transaction: &Transaction<'_>,
+    schema: &str,
+    consumer: &str,
+    record: &Record,
+    reason: &Poison,
+) -> Result<(), tokio_postgres::Error> {
+    let sql = format!(
+        "-- ops.inbox_bury\n\
+         INSERT INTO {schema}.dead_letters\n    \
+         (consumer, topic, partition, record_offset, key, headers, value, reason)\n\
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+    );
+    // Postgres text cannot hold NUL; the value column keeps the exact bytes.
+    let headers: serde_json::Map<String, serde_json::Value> = record
+        .headers
+        .iter()
+        .map(|(name, text)| (name.replace('\0', "␀"), text.replace('\0', "␀").into()))
+        .collect();
+    let headers = serde_json::Value::Object(headers);
+    let reason = reason.0.replace('\0', "␀");
+    let Place { topic, partition } = record.place;
+    transaction
+        .execute(
+            &sql,
+            &[
+                &consumer,
+                &topic,
+                &partition,
+                &record.offset,
+                &record.key,
+                &headers,
+                &record.value,
+                &reason,
+            ],
+        )
+        .await?;
+    Ok(())
+}

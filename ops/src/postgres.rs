@@ -1,0 +1,187 @@
+//! Postgres: the pool, schema versions, and the retry of what Postgres itself asks to retry.
+//!
+//! Each service owns one schema. Its migrations are `V10__…` and up; `V1` to `V9` are the tables of
+//! the four mechanisms, made in that schema by [`mechanisms`]. `migrate` is a command of its own:
+//! every other command refuses a schema version that it does not know.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use backon::{ExponentialBuilder, Retryable};
+use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod, Runtime};
+use refinery::Runner;
+use secrecy::ExposeSecret;
+use tokio_postgres::{Config, NoTls, error::SqlState};
+
+use crate::config::DatabaseOptions;
+
+pub use deadpool_postgres::Pool;
+pub use refinery::Migration;
+
+/// How long a caller waits for a free connection, or for a new one to open.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
+/// A statement that runs longer than this is ended by the server.
+const STATEMENT_DEADLINE: Duration = Duration::from_secs(30);
+/// Deadlocks and serialization failures are tried again this often.
+const CONFLICT_RETRIES: usize = 5;
+
+const MECHANISMS: &str = include_str!("mechanisms.sql");
+
+/// Opens the pool of one process; connections are made when first needed.
+///
+/// # Errors
+/// When the URL cannot be parsed; it is not repeated, since it holds a password.
+pub fn connect(options: &DatabaseOptions, application: &str) -> anyhow::Result<Pool> {
+    let mut config: Config =
+        options.database_url.expose_secret().parse().context(
+            "DATABASE_URL is not of the form postgres://user:password@host:port/database",
+        )?;
+    config
+        .application_name(application)
+        .connect_timeout(CONNECTION_DEADLINE)
+        .keepalives_idle(Duration::from_secs(30))
+        .options(format!(
+            "-c statement_timeout={}",
+            STATEMENT_DEADLINE.as_millis()
+        ));
+    let recycling = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    Pool::builder(Manager::from_config(config, NoTls, recycling))
+        .max_size(options.database_connections)
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(CONNECTION_DEADLINE))
+        .create_timeout(Some(CONNECTION_DEADLINE))
+        .recycle_timeout(Some(CONNECTION_DEADLINE))
+        .build()
+        .context("set up the connection pool")
+}
+
+/// Whether the database answers.
+///
+/// # Errors
+/// When it does not.
+pub async fn ping(pool: &Pool) -> anyhow::Result<()> {
+    let client = pool.get().await?;
+    client.simple_query("-- ops.ping\nSELECT 1").await?;
+    Ok(())
+}
+
+/// The migrations that make the tables of outbox, inbox, lease and idempotency record in `schema`.
+#[must_use]
+pub fn mechanisms(schema: &'static str) -> Vec<Migration> {
+    let sql = MECHANISMS.replace("{schema}", schema);
+    vec![Migration::unapplied("V1__mechanisms", &sql).expect("the name is well-formed")]
+}
+
+/// All migrations of a service: the mechanisms' and its own, by `(name, sql)`, such as
+/// `("V10__jobs", include_str!("../migrations/V10__jobs.sql"))`.
+#[must_use]
+pub fn migrations(schema: &'static str, own: &[(&str, &str)]) -> Vec<Migration> {
+    let own = own.iter().map(|(name, sql)| {
+        Migration::unapplied(name, sql).expect("a migration is named V<number>__<name>")
+    });
+    mechanisms(schema).into_iter().chain(own).collect()
+}
+
+/// Brings `schema` up to date. Two processes that migrate at once take turns.
+///
+/// # Errors
+/// When the database cannot be reached, or a migration that ran before has changed since.
+pub async fn migrate(pool: &Pool, schema: &str, all: &[Migration]) -> anyhow::Result<()> {
+    let mut client = pool.get().await.context("connect to Postgres")?;
+    // Held by the session, not the transaction: refinery runs its own transactions inside.
+    let turn = "-- ops.migrate_turn\nSELECT pg_advisory_lock(hashtextextended($1, 0))";
+    client
+        .query_one(turn, &[&format!("migrate {schema}")])
+        .await?;
+    client
+        .batch_execute(&format!(
+            "-- ops.create_schema\nCREATE SCHEMA IF NOT EXISTS {schema}"
+        ))
+        .await?;
+    let outcome = runner(schema, all).run_async(&mut **client).await;
+    // Closing the session gives the turn to the next one, whatever happened above.
+    drop(deadpool_postgres::Object::take(client));
+    outcome
+        .map(|_| ())
+        .with_context(|| format!("migrate schema {schema}"))
+}
+
+/// Refuses to run on a schema version other than the newest one in `all`.
+///
+/// # Errors
+/// When the schema is missing, older or newer; the message says what to do.
+pub async fn require_schema(pool: &Pool, schema: &str, all: &[Migration]) -> anyhow::Result<()> {
+    let wanted = all.iter().map(Migration::version).max().unwrap_or_default();
+    let mut client = pool.get().await.context("connect to Postgres")?;
+    let found = runner(schema, all)
+        .get_last_applied_migration_async(&mut **client)
+        .await
+        .ok()
+        .flatten()
+        .map(|migration| migration.version());
+    match found {
+        Some(version) if version == wanted => Ok(()),
+        Some(version) if version > wanted => anyhow::bail!(
+            "schema {schema} is at version {version}, newer than this program's {wanted}: \
+             run the matching release"
+        ),
+        other => anyhow::bail!(
+            "schema {schema} is at version {}, this program needs {wanted}: run `migrate` first",
+            other.map_or("none".to_owned(), |version| version.to_string())
+        ),
+    }
+}
+
+/// Runs a whole named transaction again when Postgres ended it for a deadlock or a serialization
+/// conflict. The operation must begin and commit its own transaction, and be repeatable.
+///
+/// # Errors
+/// The operation's own, once it is not a conflict or the retries are used up.
+pub async fn retrying<T, E, F, Fut>(name: &'static str, operation: F) -> Result<T, E>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    E: std::error::Error + 'static,
+{
+    let backoff = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(5))
+        .with_max_delay(Duration::from_millis(200))
+        .with_max_times(CONFLICT_RETRIES)
+        .with_jitter();
+    operation
+        .retry(backoff)
+        .when(|error: &E| is_conflict(error))
+        .notify(|error, after| {
+            tracing::debug!(transaction = name, %error, ?after, "conflict: trying again");
+        })
+        .await
+}
+
+/// Whether an error chain ends in a deadlock or serialization failure.
+#[must_use]
+pub fn is_conflict(error: &(dyn std::error::Error + 'static)) -> bool {
+    sql_state(error).is_some_and(|state| {
+        *state == SqlState::T_R_SERIALIZATION_FAILURE || *state == SqlState::T_R_DEADLOCK_DETECTED
+    })
+}
+
+/// The SQLSTATE in an error chain, if Postgres itself answered.
+#[must_use]
+pub fn sql_state<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a SqlState> {
+    let mut next = Some(error);
+    while let Some(current) = next {
+        if let Some(error) = current.downcast_ref::<tokio_postgres::Error>() {
+            return error.code();
+        }
+        next = current.source();
+    }
+    None
+}
+
+fn runner(schema: &str, all: &[Migration]) -> Runner {
+    let mut runner = Runner::new(all).set_abort_divergent(true);
+    runner.set_migration_table_name(format!("{schema}.schema_history"));
+    runner
+}

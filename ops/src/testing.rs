@@ -1,0 +1,211 @@
+//! For tests only: databases, prefixes and processes of their own on the real services that the
+//! environment names (`ops/test` starts them), and waiting with a deadline.
+
+use std::{
+    process::{Child, Command},
+    time::{Duration, Instant},
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio_postgres::NoTls;
+use uuid::Uuid;
+
+use crate::{
+    config::{DatabaseOptions, KafkaOptions},
+    postgres::Pool,
+};
+
+/// A Postgres database that is created for one test and dropped with it.
+#[derive(Debug)]
+pub struct TestDatabase {
+    server: String,
+    name: String,
+    url: SecretString,
+}
+
+/// A child process that is killed when the test ends.
+#[derive(Debug)]
+pub struct TestProcess(Child);
+
+/// A variable that names a real service.
+///
+/// # Panics
+/// When it is not set: the tests need the real part.
+#[must_use]
+pub fn service(variable: &str) -> String {
+    let named = std::env::var(variable).ok();
+    assert!(
+        named.is_some(),
+        "{variable} is not set: ./ops/test starts the services and sets it"
+    );
+    named.unwrap_or_default()
+}
+
+/// Kafka as the environment names it, under a topic prefix of its own.
+#[must_use]
+pub fn kafka() -> KafkaOptions {
+    KafkaOptions {
+        kafka_brokers: service("KAFKA_BROKERS"),
+        topic_prefix: prefix("t") + ".",
+    }
+}
+
+/// A name that no other test has.
+#[must_use]
+pub fn prefix(kind: &str) -> String {
+    format!("{kind}_{}", Uuid::now_v7().simple())
+}
+
+/// Waits until `condition` gives something.
+///
+/// # Panics
+/// When `deadline` passes first; `what` is named.
+pub async fn eventually<T, Fut>(
+    what: &str,
+    deadline: Duration,
+    mut condition: impl FnMut() -> Fut,
+) -> T
+where
+    Fut: Future<Output = Option<T>>,
+{
+    let started = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(
+            started.elapsed() < deadline,
+            "{what}: not within {deadline:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+impl TestDatabase {
+    /// Creates an empty database on the server of `DATABASE_URL`.
+    ///
+    /// # Panics
+    /// When it cannot be created.
+    pub async fn create() -> Self {
+        let server = service("DATABASE_URL");
+        let name = prefix("test");
+        execute(&server, &format!("CREATE DATABASE {name}"))
+            .await
+            .expect("create the database");
+        let (base, query) = match server.split_once('?') {
+            Some((base, query)) => (base, format!("?{query}")),
+            None => (server.as_str(), String::new()),
+        };
+        let (host, _) = base
+            .rsplit_once('/')
+            .expect("DATABASE_URL names a database");
+        let url = SecretString::from(format!("{host}/{name}{query}"));
+        Self { server, name, url }
+    }
+
+    /// The database's URL.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.url.expose_secret()
+    }
+
+    /// The database as configuration.
+    #[must_use]
+    pub fn options(&self) -> DatabaseOptions {
+        DatabaseOptions {
+            database_url: self.url.clone(),
+            database_connections: 8,
+        }
+    }
+
+    /// A pool on the database.
+    ///
+    /// # Panics
+    /// When the URL is not one.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        crate::postgres::connect(&self.options(), "test").expect("the URL was used before")
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let (server, sql) = (
+            self.server.clone(),
+            format!("DROP DATABASE {} WITH (FORCE)", self.name),
+        );
+        // Drop cannot await, and the test's runtime may be gone: a thread with its own does it.
+        let dropped = std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map(|runtime| runtime.block_on(execute(&server, &sql)))
+        });
+        dropped.join().ok();
+    }
+}
+
+async fn execute(url: &str, sql: &str) -> Result<(), tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    let work = async { client.batch_execute(sql).await };
+    tokio::select! {
+        outcome = work => outcome,
+        outcome = connection => outcome,
+    }
+}
+
+impl TestProcess {
+    /// Starts `command`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().expect("the program can be started"))
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    ///
+    /// # Panics
+    /// When it cannot be killed.
+    pub fn kill(&mut self) {
+        self.0.kill().expect("the process is ours");
+        self.0.wait().expect("the process is ours");
+    }
+
+    /// SIGTERM, then its exit code within `deadline`.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn terminate(&mut self, deadline: Duration) -> Option<i32> {
+        let pid = self.0.id().to_string();
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .expect("kill is there");
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().expect("the process is ours") {
+                return status.code();
+            }
+            assert!(
+                started.elapsed() < deadline,
+                "still running {deadline:?} after SIGTERM"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for TestProcess {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}

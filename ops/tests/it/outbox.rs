@@ -1,0 +1,182 @@
+//! Every appended event reaches Kafka, in its key's order, whatever is cut off and when.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use ops::config::KafkaOptions;
+use ops::outbox::{Message, Publisher, append};
+use ops::postgres::Pool;
+use ops::testing::{eventually, kafka};
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+    message::{Headers as _, Message as _},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{DEADLINE, count, database};
+
+pub(crate) const TOPIC: &str = "probe.v1";
+
+/// Event `number` of key `key`; its identity is what happened.
+pub(crate) fn message(key: &str, number: usize) -> Message {
+    Message {
+        topic: TOPIC,
+        key: key.as_bytes().to_vec(),
+        source: "/probe".to_owned(),
+        id: format!("{key}-{number}"),
+        kind: "probe.happened",
+        time: "2026-11-21T00:00:00Z".parse().unwrap(),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+        value: format!("{key} {number}").into_bytes(),
+    }
+}
+
+/// Everything that stands in the topic, as `(key, id)` in partition order.
+pub(crate) fn everything(options: &KafkaOptions) -> Vec<(String, String)> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &options.kafka_brokers)
+        .set("group.id", "everything")
+        .create()
+        .unwrap();
+    let topic = options.topic(TOPIC);
+    let deadline = Duration::from_secs(10);
+    let metadata = consumer.fetch_metadata(Some(&topic), deadline).unwrap();
+    let (mut found, started) = (Vec::new(), Instant::now());
+    for partition in metadata.topics()[0].partitions() {
+        let (low, high) = consumer
+            .fetch_watermarks(&topic, partition.id(), deadline)
+            .unwrap();
+        let mut one = TopicPartitionList::new();
+        one.add_partition_offset(&topic, partition.id(), Offset::Offset(low))
+            .unwrap();
+        consumer.assign(&one).unwrap();
+        let mut next = low;
+        while next < high {
+            // `None` may also be an event that is no record (rust-rdkafka#644).
+            assert!(
+                started.elapsed() < DEADLINE,
+                "{topic} ends at {next}, not {high}"
+            );
+            let Some(record) = consumer.poll(Duration::from_millis(100)) else {
+                continue;
+            };
+            let record = record.unwrap();
+            next = record.offset() + 1;
+            let headers = record.headers().unwrap();
+            let id = headers
+                .iter()
+                .find(|header| header.key == "ce_id")
+                .unwrap()
+                .value
+                .unwrap();
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            found.push((text(record.key().unwrap()), text(id)));
+        }
+    }
+    found
+}
+
+async fn published(pool: &Pool) {
+    eventually("the outbox is empty", DEADLINE, || async {
+        let sql = "SELECT count(*) FROM probe.outbox WHERE published_at IS NULL";
+        (count(pool, sql).await == 0).then_some(())
+    })
+    .await;
+}
+
+/// First tellings by key, in order; a repeated telling is no new one.
+fn first_tellings(found: &[(String, String)]) -> BTreeMap<String, Vec<String>> {
+    let mut tellings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (key, id) in found {
+        let told = tellings.entry(key.clone()).or_default();
+        if !told.contains(id) {
+            told.push(id.clone());
+        }
+    }
+    tellings
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slower_transaction_with_a_smaller_id_is_not_forgotten() {
+    let (_database, pool) = database().await;
+    let options = kafka();
+    ops::kafka::ensure_topics(&options, &[TOPIC]).await.unwrap();
+    let stop = CancellationToken::new();
+    let publisher = Publisher::new(pool.clone(), "probe", options.clone());
+    let running = tokio::spawn(publisher.run(stop.clone()));
+
+    let mut slow = pool.get().await.unwrap();
+    let slow = slow.transaction().await.unwrap();
+    append(&slow, "probe", &message("slow", 1)).await.unwrap();
+    let quick = pool.get().await.unwrap();
+    append(&quick, "probe", &message("quick", 1)).await.unwrap();
+    published(&pool).await;
+    slow.commit().await.unwrap();
+    published(&pool).await;
+
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    let mut found = everything(&options);
+    found.sort();
+    let pair = |key: &str| (key.to_owned(), format!("{key}-1"));
+    assert_eq!(found, [pair("quick"), pair("slow")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_cut_off_anywhere_lose_nothing_and_keep_each_keys_order() {
+    const KEYS: usize = 5;
+    const EVENTS: usize = 300;
+    let (_database, pool) = database().await;
+    let options = kafka();
+    ops::kafka::ensure_topics(&options, &[TOPIC]).await.unwrap();
+    let writer = {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            for number in 0..EVENTS {
+                let client = pool.get().await.unwrap();
+                for key in 0..KEYS {
+                    let told = message(&format!("key{key}"), number);
+                    append(&client, "probe", &told).await.unwrap();
+                }
+            }
+        })
+    };
+    // Two publishers at all times; one after the other is dropped at an arbitrary await point.
+    let start = || {
+        let publisher = Publisher::new(pool.clone(), "probe", options.clone());
+        tokio::spawn(publisher.run(CancellationToken::new()))
+    };
+    let mut running = [start(), start()];
+    for round in 0..4_u64 {
+        let so_far = count(
+            &pool,
+            "SELECT count(*) FROM probe.outbox WHERE published_at > '-infinity'",
+        );
+        let before = so_far.await;
+        let stuck = || async {
+            let sql = "SELECT count(*) FROM probe.outbox WHERE published_at > '-infinity'";
+            let now = count(&pool, sql).await;
+            (now > before || writer.is_finished()).then_some(())
+        };
+        eventually("some progress", DEADLINE, stuck).await;
+        let victim = &mut running[usize::try_from(round).unwrap() % 2];
+        victim.abort();
+        *victim = start();
+    }
+    writer.await.unwrap();
+    published(&pool).await;
+    for task in &running {
+        task.abort();
+    }
+    let tellings = first_tellings(&everything(&options));
+    assert_eq!(tellings.len(), KEYS);
+    for (key, told) in tellings {
+        let wanted: Vec<String> = (0..EVENTS)
+            .map(|number| format!("{key}-{number}"))
+            .collect();
+        assert_eq!(told, wanted);
+    }
+}

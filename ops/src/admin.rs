@@ -110,8 +110,8 @@ impl Flag {
     }
 }
 
-/// Binds the admin listener and returns its address with the future that serves it. It answers
-/// through the drain (not ready from its first moment) and ends with the process.
+/// Binds the admin listener and returns its address with a future that ends when the process is
+/// told to stop. The listener answers on through the drain, not ready from its first moment.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -144,12 +144,15 @@ pub async fn bind(
             metrics,
             stopping,
         }));
+    // The listener must answer while everything else drains, so it is no task of the lifecycle's:
+    // it ends with the process.
+    #[expect(clippy::disallowed_methods, reason = "outlives the drain on purpose")]
+    let mut server = tokio::spawn(axum::serve(listener, router).into_future());
     let serve = async move {
-        let shutdown = async move { ended.cancelled().await };
-        axum::serve(listener, router)
-            .with_graceful_shutdown(shutdown)
-            .await?;
-        Ok(())
+        tokio::select! {
+            ended = &mut server => Ok(ended??),
+            () = ended.cancelled() => Ok(()),
+        }
     };
     Ok((address, serve))
 }

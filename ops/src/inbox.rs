@@ -24,7 +24,7 @@ mod fetch;
 mod store;
 
 /// How long a consumer may be silent before another takes over.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(5);
 /// Most records in one transaction.
 const CHUNK: usize = 500;
 

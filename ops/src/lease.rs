@@ -46,7 +46,7 @@ pub enum LeaseError {
     #[error("the lease is lost: it expired or has a new owner")]
     Fenced,
     /// Postgres failed.
-    #[error(transparent)]
+    #[error("the lease cannot be told from Postgres")]
     Postgres(#[from] tokio_postgres::Error),
 }
 
@@ -84,7 +84,7 @@ impl LeaseTable {
             "-- ops.lease_claim\n\
              UPDATE {table} SET lease_owner = $1, lease_epoch = lease_epoch + 1,\n    \
              lease_expires_at = clock_timestamp() + $2 * interval '1 second'\n\
-             WHERE {id} IN ({pick})\n\
+             WHERE {id} = ANY(ARRAY({pick}))\n\
              RETURNING {id}, lease_epoch"
         );
         let until = Instant::now() + ttl;

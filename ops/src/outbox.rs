@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a publisher may be silent before another takes over.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(5);
 /// Rows sent and marked at a time.
 const CHUNK: i64 = 500;
 /// Pause between looks at an empty outbox.

@@ -22,6 +22,10 @@ const SECONDS_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
+/// What is logged when `RUST_LOG` does not say: librdkafka repeats an outage forty times a second,
+/// and whoever uses Kafka says once what it means.
+const DEFAULT_FILTER: &str = "info,librdkafka=off,rdkafka=off";
+
 /// What [`init`] set up; dropping it flushes the traces.
 #[derive(Debug)]
 pub struct Telemetry {
@@ -40,8 +44,8 @@ pub fn init(service: &'static str, options: &LogOptions) -> anyhow::Result<Telem
         .install_recorder()
         .context("install the metrics recorder")?;
     let traces = tracer(service, options)?;
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,librdkafka=warn,rdkafka=warn"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match options.log_format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

@@ -98,16 +98,22 @@ fn fetch(
     sender: &mpsc::Sender<anyhow::Result<Record>>,
     over: &CancellationToken,
 ) {
+    let mut troubled = false;
     while !over.is_cancelled() {
         let fetched = match consumer.poll(POLL) {
             None => continue,
-            Some(Ok(message)) => Ok(record(&message, topics)),
+            Some(Ok(message)) => {
+                troubled = false;
+                Ok(record(&message, topics))
+            }
             Some(Err(error)) if is_fatal(&error) => Err(anyhow::Error::from(error).context(
                 "Kafka no longer has the next offset that Postgres names: was the topic made \
                  anew, or did its retention pass an outage of ours?",
             )),
             Some(Err(error)) => {
-                tracing::debug!(%error, "Kafka trouble, waiting it out");
+                if !std::mem::replace(&mut troubled, true) {
+                    tracing::warn!(%error, "Kafka trouble, waiting it out");
+                }
                 continue;
             }
         };

@@ -1,0 +1,152 @@
+//! The jobs API as the gateway sees it: every route on one page, and the one place where errors
+//! become problems.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::{Router, routing::get};
+use contracts::{
+    assertion::{Audience, Scope},
+    id::{JobId, Subject},
+    problem::{Code, Problem},
+    server::{Guard, Principal},
+};
+use ops::{admin::Readiness, clock::Clock, config::Key32, lifecycle::Lifecycle, postgres::Pool};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::{
+    config::ApiOptions,
+    store::{Record, Store, StoreError},
+};
+
+mod cancel;
+mod create;
+mod follow;
+mod list;
+mod show;
+mod view;
+
+/// Seconds after which a caller may try again when something we need is briefly not there.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// What the endpoints need.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// The jobs.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
+    /// One permit for each event stream that may be open.
+    pub streams: Arc<Semaphore>,
+    /// Cancelled when open streams must end.
+    pub stopping: CancellationToken,
+}
+
+/// All routes, behind the gateway's assertions.
+pub fn router(api: Api, assertion_key: &Key32) -> Router {
+    let clock = api.clock.clone();
+    let guard = Guard::new(
+        Audience::Jobs,
+        assertion_key.expose(),
+        move || clock.now(),
+        ops::telemetry::continue_trace,
+    );
+    let routes = Router::new()
+        .route("/v1/jobs", get(list::list).post(create::create))
+        .route("/v1/jobs/{job_id}", get(show::show).delete(cancel::cancel))
+        .route("/v1/jobs/{job_id}/events", get(follow::follow))
+        .with_state(api);
+    guard.protect(routes)
+}
+
+/// Binds the API's listener and spawns its server.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn start(
+    options: &ApiOptions,
+    pool: &Pool,
+    clock: &Clock,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Readiness> {
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .with_context(|| format!("listen on {}", options.listen))?;
+    let stopping = lifecycle.stopping();
+    let api = Api {
+        store: Store::new(pool.clone()),
+        clock: clock.clone(),
+        streams: Arc::new(Semaphore::new(usize::try_from(options.streams_max)?)),
+        stopping: stopping.clone(),
+    };
+    let router = router(api, &options.assertion_key);
+    info!(api.address = %listener.local_addr()?, "serving");
+    lifecycle.spawn("api", async move {
+        let stopped = async move { stopping.cancelled().await };
+        axum::serve(listener, router)
+            .with_graceful_shutdown(stopped)
+            .await?;
+        Ok(())
+    });
+    Ok(Readiness::default().with_database(pool.clone()))
+}
+
+impl Api {
+    /// The job that a path names, if there is one that the caller sees.
+    async fn visible(&self, principal: &Principal, id: &str) -> Result<Record, Problem> {
+        let id: JobId = id.parse().map_err(|_| no_such_job())?;
+        let found = self.store.find(principal.tenant(), id).await?;
+        found
+            .filter(|record| {
+                let facts = &record.job.facts;
+                principal.sees(
+                    facts.subject.as_str(),
+                    facts.team.as_ref().map(Subject::as_str),
+                )
+            })
+            .ok_or_else(no_such_job)
+    }
+}
+
+/// Any scope that lets one read jobs will do; which jobs is for `Principal::sees` to say.
+fn require_reader(principal: &Principal) -> Result<(), Problem> {
+    if principal.has_scope(Scope::JobsAdmin) || principal.has_scope(Scope::JobsReadTeam) {
+        return Ok(());
+    }
+    principal.require(Scope::JobsRead)
+}
+
+fn no_such_job() -> Problem {
+    Problem::new(
+        Code::JobNotFound,
+        "There is no such job, or it is not yours to see.",
+    )
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Missing => no_such_job(),
+            StoreError::Illegal(illegal) => {
+                Self::new(Code::JobNotCancellable, format!("{illegal}."))
+            }
+            StoreError::Pool(_) => {
+                error!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "no database"
+                );
+                Self::new(Code::ServiceUnavailable, "Try again shortly.")
+                    .with_retry_after(RETRY_AFTER_SECONDS)
+            }
+            StoreError::Postgres(_) | StoreError::Fenced | StoreError::Unreadable(_) => {
+                error!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "request failed"
+                );
+                Self::internal()
+            }
+        }
+    }
+}

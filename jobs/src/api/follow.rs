@@ -1,0 +1,157 @@
+//! `GET /v1/jobs/{job_id}/events`: server-sent events, from the first one or from the one after
+//! `Last-Event-ID`, until the last event that the job will have.
+//!
+//! A stream looks at its job's events at an interval, and holds no connection while it waits.
+
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{
+        IntoResponse as _, Response, Sse,
+        sse::{Event, KeepAlive},
+    },
+};
+use contracts::{
+    api::jobs::{JobEventView, JobView},
+    id::{JobId, TenantId},
+    problem::{Code, Problem},
+    server::{Path, Principal},
+};
+use futures::stream;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+
+use super::{Api, require_reader, view::view};
+use crate::{
+    job::{Confirmation, Job, is_last},
+    store::Told,
+};
+
+/// How often a stream looks for new events.
+const POLL: Duration = Duration::from_millis(250);
+/// How often a silent stream shows that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Longest life of one stream; the client then comes back with its `Last-Event-ID`.
+const STREAM_MAX: Duration = Duration::from_mins(15);
+/// How long a client waits before it comes back.
+const COME_BACK: Duration = Duration::from_secs(1);
+/// Seconds after which a stream may have become free.
+const RETRY_AFTER_SECONDS: u64 = 5;
+
+/// Follows a job.
+pub(super) async fn follow(
+    State(api): State<Api>,
+    principal: Principal,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    require_reader(&principal)?;
+    let job = api.visible(&principal, &id).await?.job;
+    let after = last_event_id(&headers)?;
+    if after >= job.events && is_settled(&job) {
+        // Which tells an EventSource not to come back.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let permit = api.streams.clone().try_acquire_owned().map_err(|_| {
+        Problem::new(
+            Code::ServiceUnavailable,
+            "As many streams are open as may be.",
+        )
+        .with_retry_after(RETRY_AFTER_SECONDS)
+    })?;
+    let following = Following {
+        api,
+        tenant: principal.tenant(),
+        job: job.facts.id,
+        after,
+        found: VecDeque::new(),
+        over: false,
+        until: Instant::now() + STREAM_MAX,
+        _permit: permit,
+    };
+    let events = stream::unfold(following, Following::next);
+    Ok(Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response())
+}
+
+/// One open stream.
+struct Following {
+    api: Api,
+    tenant: TenantId,
+    job: JobId,
+    after: u64,
+    found: VecDeque<(Told, JobView)>,
+    over: bool,
+    until: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Following {
+    async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
+        loop {
+            if let Some((told, job)) = self.found.pop_front() {
+                self.after = told.number;
+                return Some((Ok(event(&told, job)?), self));
+            }
+            if self.over || self.api.stopping.is_cancelled() || Instant::now() >= self.until {
+                return None;
+            }
+            if let Err(problem) = self.look().await {
+                // The cause was logged where it happened; the client comes back by itself.
+                tracing::debug!(%problem, "stream ends early");
+                return None;
+            }
+            if self.found.is_empty() {
+                tokio::select! {
+                    () = self.api.stopping.cancelled() => {}
+                    () = tokio::time::sleep(POLL) => {}
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), Problem> {
+        let told = self.api.store.events(self.job, self.after).await?;
+        let Some(newest) = told.last() else {
+            return Ok(());
+        };
+        let record = self.api.store.find(self.tenant, self.job).await?;
+        let record = record.ok_or_else(super::no_such_job)?;
+        self.over = is_last(newest.event_type, record.job.confirmation.status());
+        let job = view(record)?;
+        self.found = told.into_iter().map(|told| (told, job.clone())).collect();
+        Ok(())
+    }
+}
+
+fn event(told: &Told, job: JobView) -> Option<Event> {
+    let data = JobEventView {
+        event_number: told.number,
+        event_type: told.event_type,
+        occurred_at: told.at,
+        job,
+    };
+    Event::default()
+        .id(told.number.to_string())
+        .event(told.event_type.as_str())
+        .retry(COME_BACK)
+        .json_data(data)
+        .ok()
+}
+
+/// Whether every event of the job has happened.
+fn is_settled(job: &Job) -> bool {
+    !job.is_active() && job.confirmation != Confirmation::Queued
+}
+
+fn last_event_id(headers: &HeaderMap) -> Result<u64, Problem> {
+    let Some(value) = headers.get("last-event-id") else {
+        return Ok(0);
+    };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    number
+        .filter(|number| i64::try_from(*number).is_ok())
+        .ok_or_else(|| Problem::new(Code::InvalidRequest, "Last-Event-ID is not one of ours."))
+}

@@ -1,0 +1,88 @@
+//! Closes batches: sequence numbers are given in the transaction that inserts the batch and moves
+//! the lane's cursor, so they have no gaps.
+
+use jiff::SignedDuration;
+use tracing::info;
+
+use crate::{
+    batch::{Batch, Pending, State, Waiting},
+    confirmation,
+    lane::Lane,
+    store::{self, batches, confirmations},
+};
+
+/// While so many batches wait to be sent, none is closed: what waits then shares fewer, larger
+/// ones.
+const UNSENT_MAX: usize = 8;
+
+/// Closes what is due: jobs that go alone at once, the others by size or age.
+pub(crate) async fn seal(lane: &Lane) -> anyhow::Result<()> {
+    let policy = lane.options.close_policy();
+    let client = lane.session.client().await?;
+    let unfinal = batches::unfinal(&client, lane.id, None).await?;
+    let is_unsent = |batch: &&Batch| {
+        matches!(
+            batch.state,
+            State::Pending(Pending::Sealed | Pending::Signed { .. })
+        )
+    };
+    let mut room = UNSENT_MAX.saturating_sub(unfinal.iter().filter(is_unsent).count());
+    while room > 0 {
+        let waiting = confirmations::waiting(&client, policy.max_jobs).await?;
+        metrics::gauge!("relayer_jobs_waiting").set(waiting.count);
+        let now = lane.clock.now();
+        let oldest = waiting
+            .oldest
+            .map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+        if waiting.individual {
+            seal_one(lane, true, 1).await?;
+        } else if policy.closes(Waiting {
+            count: waiting.count,
+            oldest,
+        }) {
+            seal_one(lane, false, policy.max_jobs).await?;
+        } else {
+            break;
+        }
+        room -= 1;
+    }
+    Ok(())
+}
+
+async fn seal_one(lane: &Lane, individual: bool, max: u32) -> anyhow::Result<()> {
+    let mut client = lane.session.client().await?;
+    let transaction = lane.session.begin(&mut client).await?;
+    let jobs = confirmations::lock_oldest(&transaction, individual, max).await?;
+    let row = lane.row(&transaction).await?;
+    let Some(tree) = confirmation::tree(&jobs, row.next_sequence) else {
+        return Ok(());
+    };
+    let batch = Batch {
+        number: row.next_batch,
+        first_sequence: row.next_sequence,
+        job_count: u32::try_from(jobs.len()).unwrap_or(max),
+        jobs_root: tree.root(),
+        signed_after: None,
+        state: State::Pending(Pending::Sealed),
+    };
+    let Batch {
+        number,
+        first_sequence,
+        job_count,
+        ..
+    } = batch;
+    batches::insert(&transaction, lane.id, &batch, lane.clock.now()).await?;
+    confirmations::join_batch(&transaction, lane.id, number, first_sequence, &jobs).await?;
+    let next_sequence = first_sequence + u64::from(job_count);
+    store::advance_cursor(&transaction, lane.id, number + 1, next_sequence).await?;
+    transaction.commit().await?;
+    info!(
+        batch.number = number,
+        batch.jobs = job_count,
+        batch.first_sequence,
+        "sealed"
+    );
+    metrics::counter!("relayer_batches_sealed_total").increment(1);
+    metrics::counter!("relayer_jobs_sealed_total").increment(job_count.into());
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! Completions become finality, once.
+//!
+//! The core is pure: [`confirmation`] (what is sealed of a job), [`batch`] (a batch and its life),
+//! [`sight`] (what may be believed of what endpoints say), [`nonce`], [`fees`], [`transaction`],
+//! [`classify`]. At the rim stand [`intake`] (Kafka), [`batcher`], [`signer`], [`sender`],
+//! [`finalizer`] (the steps of a lane), [`chain`] (the only file that talks to RPC endpoints) and
+//! [`store`] (the only one that talks SQL). [`lane`] runs the steps in order under a lease; [`run`]
+//! starts all of it, [`api`] serves proofs.
+
+pub mod api;
+pub mod batch;
+pub mod batcher;
+pub mod chain;
+pub mod check;
+pub mod classify;
+pub mod config;
+pub mod confirmation;
+pub mod deploy;
+pub mod fees;
+pub mod finalizer;
+pub mod intake;
+pub mod lane;
+pub mod nonce;
+pub mod run;
+pub mod sender;
+pub mod sight;
+pub mod signer;
+pub mod store;
+pub mod transaction;

@@ -1,0 +1,243 @@
+//! Gets batches onto the chain: sign, write down nonce and bytes, send, and send again until the
+//! chain has gone past the nonce.
+//!
+//! What is outstanding is a matter of nonces, not of batches: a batch that someone else sent for us
+//! still leaves our own transaction behind, and everything after it waits for that nonce.
+
+use alloy::primitives::{Address, TxKind};
+use tracing::{error, info, warn};
+
+use crate::{
+    batch::{Batch, Pending, State},
+    chain,
+    classify::Verdict,
+    fees::Fees,
+    lane::Lane,
+    nonce::Nonce,
+    sight::{Cursor, Report, View},
+    store::{batches, transactions},
+    transaction::{Attempt, Order, Outstanding, Step, gas_limit},
+};
+
+/// Most batches in the nodes' pools at a time, in nonce order.
+const IN_FLIGHT_MAX: usize = 8;
+
+/// Sends what is not on the chain. Old work goes on even where new work cannot begin.
+pub(crate) async fn act(lane: &mut Lane, view: &View, unfinal: &[Batch]) -> anyhow::Result<()> {
+    let begun = begin(lane, view.best(), unfinal).await;
+    send_outstanding(lane, view.best()).await?;
+    begun
+}
+
+/// Signs and writes down batches that have no transaction, in order. A batch never overtakes the
+/// one before it, since the contract would refuse it.
+async fn begin(lane: &mut Lane, best: &Report, unfinal: &[Batch]) -> anyhow::Result<()> {
+    metrics::gauge!("relayer_registry_paused").set(u8::from(best.cursor.paused));
+    if best.cursor.paused {
+        return Ok(());
+    }
+    let in_flight =
+        |batch: &&Batch| matches!(batch.state, State::Pending(Pending::Broadcast { .. }));
+    let mut room = IN_FLIGHT_MAX.saturating_sub(unfinal.iter().filter(in_flight).count());
+    for batch in unfinal {
+        let State::Pending(pending) = batch.state else {
+            continue;
+        };
+        if let Pending::Broadcast { .. } = pending {
+            continue;
+        }
+        if room == 0 {
+            break;
+        }
+        if batch.number < best.cursor.next_batch {
+            anyhow::ensure!(
+                batch.signed_after.is_some(),
+                "the registry is past batch {}, which was never sent from this database",
+                batch.number
+            );
+            // Its log has not been seen yet, or only by an endpoint that others contradict.
+            break;
+        }
+        let signed = sign(lane, best, *batch, pending).await?;
+        write_down(lane, best, signed).await?;
+        room -= 1;
+    }
+    Ok(())
+}
+
+/// Has the batch signed for the present epoch, unless it is.
+async fn sign(
+    lane: &mut Lane,
+    best: &Report,
+    mut batch: Batch,
+    pending: Pending,
+) -> anyhow::Result<Batch> {
+    let epoch = best.cursor.signer_epoch;
+    let pending = match pending {
+        Pending::Signed { epoch: signed } if signed == epoch => return Ok(batch),
+        Pending::Signed { .. } => pending.voided()?,
+        Pending::Sealed | Pending::Broadcast { .. } => pending,
+    };
+    let allowed = allowed(lane, best.cursor).await?;
+    let confirmation = batch.confirmation(epoch);
+    let threshold = usize::from(best.cursor.threshold);
+    let (chain_id, registry) = (lane.key.chain_id, lane.key.registry);
+    let signatures =
+        lane.keys
+            .attesters
+            .sign(&confirmation, chain_id, registry, &allowed, threshold);
+    let signatures = signatures.ok_or_else(|| {
+        anyhow::anyhow!(
+            "the registry wants {threshold} attesters, {} are here",
+            allowed.len()
+        )
+    })?;
+    batch.state = State::Pending(pending.signed(epoch)?);
+    batch.signed_after = batch.signed_after.or(Some(best.final_number));
+    let now = lane.clock.now();
+    let mut client = lane.session.client().await?;
+    let transaction = lane.session.begin(&mut client).await?;
+    batches::insert_signatures(&transaction, lane.id, batch.number, epoch, &signatures, now)
+        .await?;
+    batches::save(&transaction, lane.id, &batch, now).await?;
+    transaction.commit().await?;
+    Ok(batch)
+}
+
+/// Our attesters that may sign in the present epoch; asked once an epoch.
+async fn allowed(lane: &mut Lane, cursor: Cursor) -> anyhow::Result<Vec<Address>> {
+    if let Some((epoch, allowed)) = &lane.confirmers
+        && *epoch == cursor.signer_epoch
+    {
+        return Ok(allowed.clone());
+    }
+    let allowed = lane
+        .chain
+        .confirmers(&lane.keys.attesters.addresses())
+        .await?;
+    lane.confirmers = Some((cursor.signer_epoch, allowed.clone()));
+    Ok(allowed)
+}
+
+/// Takes a nonce for the signed batch and keeps the transaction's bytes; nobody has seen them yet.
+async fn write_down(lane: &Lane, best: &Report, batch: Batch) -> anyhow::Result<()> {
+    let State::Pending(pending @ Pending::Signed { epoch }) = batch.state else {
+        anyhow::bail!(
+            "batch {} is {}, not signed",
+            batch.number,
+            batch.state.name()
+        );
+    };
+    let mut client = lane.session.client().await?;
+    let signatures = batches::signatures(&client, lane.id, batch.number, epoch).await?;
+    let gas_limit = gas_limit(signatures.len());
+    let input = chain::confirm_batch(batch.confirmation(epoch), signatures);
+    let gas_key = lane.keys.gas.address();
+    if batch.number == best.cursor.next_batch {
+        // Only the next batch can be tried without sending it; a refusal would cost gas for ever.
+        lane.chain.simulate(gas_key, &input).await?;
+    }
+    let transaction = lane.session.begin(&mut client).await?;
+    let own_next = lane.row(&transaction).await?.next_nonce;
+    let nonce = Nonce::for_new_work(own_next, best.nonce);
+    let fees = Fees::first(best.market, lane.options.fee_cap());
+    let to = TxKind::Call(lane.key.registry);
+    let order = Order {
+        chain_id: lane.key.chain_id,
+        to,
+        input,
+        gas_limit,
+    };
+    let attempt = Attempt::first(order, batch.number, nonce, fees, &lane.keys.gas);
+    let sent = Batch {
+        state: State::Pending(pending.sent(nonce)?),
+        ..batch
+    };
+    let now = lane.clock.now();
+    let taken =
+        transactions::take_nonce(&transaction, lane.id, gas_key, nonce, batch.number).await?;
+    anyhow::ensure!(taken, "nonce {nonce} is not the lane's to give");
+    transactions::insert(&transaction, lane.id, gas_key, &attempt, now).await?;
+    batches::save(&transaction, lane.id, &sent, now).await?;
+    transaction.commit().await?;
+    info!(batch.number, tx.nonce = %nonce, tx.hash = %attempt.hash, "written down");
+    Ok(())
+}
+
+/// Sends every transaction whose nonce the chain has not gone past, where it is due.
+async fn send_outstanding(lane: &Lane, best: &Report) -> anyhow::Result<()> {
+    let client = lane.session.client().await?;
+    let gas_key = lane.keys.gas.address();
+    let outstanding = transactions::outstanding(&client, lane.id, gas_key, best.nonce).await?;
+    drop(client);
+    let gap = outstanding
+        .first()
+        .map_or(0, |it| Nonce::gap(best.nonce, it.attempt.nonce));
+    metrics::gauge!("relayer_nonce_gap").set(u32::try_from(gap).unwrap_or(u32::MAX));
+    if gap > 0 {
+        warn!(
+            nonce.gap = gap,
+            "the chain waits for nonces of the gas key that are not ours"
+        );
+    }
+    let stall = lane.options.stall();
+    for it in outstanding {
+        let now = lane.clock.now();
+        match it.step(now, best.nonce, best.pending_nonce, stall) {
+            Step::Wait => {}
+            Step::Send => send(lane, &it.attempt).await?,
+            Step::Raise => raise(lane, best, &it).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Replaces a transaction by one that offers more; at the cap its own bytes go out again.
+async fn raise(lane: &Lane, best: &Report, it: &Outstanding) -> anyhow::Result<()> {
+    let now = lane.clock.now();
+    let Some(fees) = it.attempt.fees.raised(best.market, lane.options.fee_cap()) else {
+        metrics::counter!("relayer_fee_cap_reached_total").increment(1);
+        return if it.is_fresh(now) {
+            Ok(())
+        } else {
+            send(lane, &it.attempt).await
+        };
+    };
+    let attempt = it.attempt.at_price(fees, &lane.keys.gas)?;
+    let mut client = lane.session.client().await?;
+    let transaction = lane.session.begin(&mut client).await?;
+    transactions::insert(
+        &transaction,
+        lane.id,
+        lane.keys.gas.address(),
+        &attempt,
+        now,
+    )
+    .await?;
+    transaction.commit().await?;
+    drop(client);
+    warn!(
+        batch.number = attempt.batch_number, tx.nonce = %attempt.nonce,
+        tx.max_fee_wei = fees.max_fee, "stalled: offering more"
+    );
+    metrics::counter!("relayer_fee_raises_total").increment(1);
+    send(lane, &attempt).await
+}
+
+async fn send(lane: &Lane, attempt: &Attempt) -> anyhow::Result<()> {
+    let verdict = lane.chain.send(&attempt.raw).await;
+    metrics::counter!("relayer_sends_total", "verdict" => verdict.as_str()).increment(1);
+    match verdict {
+        Verdict::Fund => error!(
+            gas.address = %lane.keys.gas.address(), "the gas key cannot pay: fund it"
+        ),
+        Verdict::Refused => error!(
+            batch.number = attempt.batch_number, tx.hash = %attempt.hash,
+            "every endpoint refuses these bytes: a person must look"
+        ),
+        Verdict::Accepted | Verdict::Reconcile | Verdict::RaiseFees | Verdict::Retry => {}
+    }
+    let client = lane.session.client().await?;
+    transactions::note_sent(&client, attempt.hash, verdict, lane.clock.now()).await?;
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! `metering ingest`: two inboxes, one for each topic, so that a flood of calls delays no job. What
+//! they apply is [`store::record`](crate::store::record) and nothing else.
+
+use contracts::event::{JOBS_EVENTS, USAGE_RECORDED};
+use deadpool_postgres::Transaction;
+use ops::{
+    admin::{Flag, Readiness},
+    clock::Clock,
+    config::KafkaOptions,
+    inbox::{Consumer, Event, Handler, Poison},
+    process::Process,
+};
+
+use crate::{
+    SCHEMA,
+    event::{self, Fact},
+    progress::Follower,
+    store::{
+        Store,
+        record::{Recorded, record},
+    },
+};
+
+/// The inbox of `usage.recorded.v1`.
+pub const USAGE: &str = "metering-usage";
+/// The inbox of `jobs.events.v1`.
+pub const JOBS: &str = "metering-jobs";
+
+/// An inbox of this service: its name, its topic, and how a record becomes facts.
+struct Source {
+    consumer: &'static str,
+    topics: &'static [&'static str],
+    read: fn(&Event) -> Result<Vec<Fact>, Poison>,
+}
+
+const SOURCES: [Source; 2] = [
+    Source {
+        consumer: USAGE,
+        topics: &[USAGE_RECORDED],
+        read: event::of_usage,
+    },
+    Source {
+        consumer: JOBS,
+        topics: &[JOBS_EVENTS],
+        read: event::of_job,
+    },
+];
+
+/// Records the facts of an inbox.
+struct Intake {
+    read: fn(&Event) -> Result<Vec<Fact>, Poison>,
+    clock: Clock,
+}
+
+/// Starts both inboxes and what follows their progress; returns when the process is ready.
+#[must_use]
+pub fn start(kafka: &KafkaOptions, process: &Process, clock: &Clock) -> Readiness {
+    let Process {
+        pool, lifecycle, ..
+    } = process;
+    let mut readiness = Readiness::default().with_database(pool.clone());
+    for source in SOURCES {
+        let ready = Flag::default();
+        readiness = readiness.with_flag(source.consumer, ready.clone());
+        let consumer = Consumer {
+            pool: pool.clone(),
+            schema: SCHEMA,
+            name: source.consumer,
+            kafka: kafka.clone(),
+            topics: source.topics,
+            handler: Intake {
+                read: source.read,
+                clock: clock.clone(),
+            },
+            ready,
+        };
+        lifecycle.spawn(source.consumer, consumer.run(lifecycle.stopping()));
+        let follower = Follower {
+            store: Store::new(pool.clone()),
+            kafka: kafka.clone(),
+            consumer: source.consumer,
+            topic: source.topics[0],
+            clock: clock.clone(),
+        };
+        lifecycle.spawn("progress", follower.run(lifecycle.stopping()));
+    }
+    readiness
+}
+
+impl Handler for Intake {
+    type Item = Vec<Fact>;
+
+    fn decode(&self, event: &Event) -> Result<Option<Vec<Fact>>, Poison> {
+        let facts = (self.read)(event)?;
+        Ok(Some(facts).filter(|facts| !facts.is_empty()))
+    }
+
+    async fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        items: &[Vec<Fact>],
+    ) -> anyhow::Result<()> {
+        let facts: Vec<&Fact> = items.iter().flatten().collect();
+        let recorded = record(transaction, &facts, self.clock.now()).await?;
+        observe(&recorded);
+        Ok(())
+    }
+}
+
+/// Counts for the operator. A transaction that fails after this is counted again when repeated; the
+/// tables are the truth.
+fn observe(recorded: &Recorded) {
+    for (meter, unit, facts) in &recorded.counted {
+        metrics::counter!("metering_facts_total", "meter" => meter.clone(), "unit" => unit.clone())
+            .increment(u64::try_from(*facts).unwrap_or(0));
+    }
+    metrics::counter!("metering_repeated_total")
+        .increment(u64::try_from(recorded.repeated).unwrap_or(0));
+    for reason in &recorded.quarantined {
+        metrics::counter!("metering_quarantined_total", "reason" => reason.as_str()).increment(1);
+        tracing::warn!(reason = reason.as_str(), "a fact is quarantined");
+    }
+}

@@ -1,0 +1,69 @@
+-- Endpoints, their secrets, the deliveries owed to them, and every attempt.
+
+CREATE TABLE webhooks.endpoints (
+    endpoint_id     uuid PRIMARY KEY,
+    tenant_id       uuid        NOT NULL,
+    url             text        NOT NULL,
+    events          text[]      NOT NULL,
+    description     text,
+    enabled         boolean     NOT NULL DEFAULT true,
+    disabled_reason text,
+    created_at      timestamptz NOT NULL,
+    updated_at      timestamptz NOT NULL,
+    deleted_at      timestamptz
+);
+CREATE INDEX endpoints_tenant ON webhooks.endpoints (tenant_id, endpoint_id DESC)
+    WHERE deleted_at IS NULL;
+
+-- AES-256-GCM under WEBHOOKS_KEY, bound to the endpoint's id: nonce and ciphertext.
+CREATE TABLE webhooks.secrets (
+    secret_id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    endpoint_id uuid        NOT NULL REFERENCES webhooks.endpoints,
+    ciphertext  bytea       NOT NULL,
+    created_at  timestamptz NOT NULL,
+    -- Until when a rotated secret still signs; none for the present one.
+    expires_at  timestamptz
+);
+CREATE INDEX secrets_endpoint ON webhooks.secrets (endpoint_id);
+
+CREATE TABLE webhooks.deliveries (
+    message_id       uuid PRIMARY KEY,
+    endpoint_id      uuid        NOT NULL REFERENCES webhooks.endpoints,
+    tenant_id        uuid        NOT NULL,
+    -- The event's identity; one delivery for each endpoint, however often it is told.
+    event_source     text        NOT NULL,
+    event_id         text        NOT NULL,
+    event_type       text,
+    job_id           uuid,
+    -- The exact bytes that are signed and sent.
+    body             text        NOT NULL,
+    traceparent      text,
+    status           text        NOT NULL
+        CHECK (status IN ('PENDING', 'DELIVERED', 'FAILED', 'HELD')),
+    attempts         int         NOT NULL DEFAULT 0,
+    -- Attempts since the delivery was queued or replayed: what the retry schedule counts.
+    tries            int         NOT NULL DEFAULT 0,
+    next_attempt_at  timestamptz,
+    created_at       timestamptz NOT NULL,
+    delivered_at     timestamptz,
+    last_error       text,
+    lease_owner      uuid,
+    lease_epoch      bigint      NOT NULL DEFAULT 0,
+    lease_expires_at timestamptz,
+    UNIQUE (endpoint_id, event_source, event_id)
+);
+CREATE INDEX deliveries_due ON webhooks.deliveries (next_attempt_at) WHERE status = 'PENDING';
+CREATE INDEX deliveries_tenant ON webhooks.deliveries (tenant_id, message_id DESC);
+CREATE INDEX deliveries_job ON webhooks.deliveries (job_id, message_id DESC);
+
+CREATE TABLE webhooks.attempts (
+    message_id    uuid        NOT NULL REFERENCES webhooks.deliveries,
+    attempt       int         NOT NULL,
+    started_at    timestamptz NOT NULL,
+    -- None of the following while it runs, or when its worker died in the middle.
+    duration_ms   bigint,
+    status_code   int,
+    error         text,
+    response_body text,
+    PRIMARY KEY (message_id, attempt)
+);

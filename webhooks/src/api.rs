@@ -1,0 +1,134 @@
+//! The HTTP API, all routes on this page. Every request comes through the gateway, by assertion.
+
+use axum::{
+    Router,
+    routing::{get, post},
+};
+use contracts::{
+    api::{jobs::JobEventType, webhooks::EVENTS},
+    problem::{Code, Problem},
+};
+use ops::{clock::Clock, config::Key32, postgres::Pool};
+use uuid::Uuid;
+
+use crate::guard::Guard;
+
+mod attempts;
+mod create;
+mod deliveries;
+mod endpoints;
+mod replay;
+mod rotate;
+mod test;
+
+/// What the handlers share.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// The database.
+    pub pool: Pool,
+    /// Vets endpoints' URLs.
+    pub guard: Guard,
+    /// Encrypts secrets at rest.
+    pub key: Key32,
+    /// The present.
+    pub clock: Clock,
+}
+
+/// Every route of the service.
+pub fn router(state: Api) -> Router {
+    Router::new()
+        .route(
+            "/v1/webhooks/endpoints",
+            get(endpoints::list).post(create::create),
+        )
+        .route(
+            "/v1/webhooks/endpoints/{endpoint_id}",
+            get(endpoints::get)
+                .patch(endpoints::update)
+                .delete(endpoints::delete),
+        )
+        .route(
+            "/v1/webhooks/endpoints/{endpoint_id}/rotate-secret",
+            post(rotate::rotate),
+        )
+        .route(
+            "/v1/webhooks/endpoints/{endpoint_id}/test",
+            post(test::test),
+        )
+        .route("/v1/webhooks/deliveries", get(deliveries::list))
+        .route("/v1/webhooks/deliveries/{message_id}", get(deliveries::get))
+        .route(
+            "/v1/webhooks/deliveries/{message_id}/attempts",
+            get(attempts::list),
+        )
+        .route(
+            "/v1/webhooks/deliveries/{message_id}/replay",
+            post(replay::replay),
+        )
+        .with_state(state)
+}
+
+/// Anything that goes wrong in a handler: a problem for the client, or a fault of ours, which is
+/// logged here once and told as a 500 that says nothing.
+enum ApiError {
+    Problem(Problem),
+    Internal(anyhow::Error),
+}
+
+impl axum::response::IntoResponse for ApiError {
+    fn into_response(self) -> axum::response::Response {
+        match self {
+            Self::Problem(problem) => problem.into_response(),
+            Self::Internal(cause) => {
+                tracing::error!(error = format!("{cause:#}"), "request failed");
+                Problem::internal().into_response()
+            }
+        }
+    }
+}
+
+impl From<Problem> for ApiError {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl From<tokio_postgres::Error> for ApiError {
+    fn from(cause: tokio_postgres::Error) -> Self {
+        Self::Internal(cause.into())
+    }
+}
+
+impl From<deadpool_postgres::PoolError> for ApiError {
+    fn from(cause: deadpool_postgres::PoolError) -> Self {
+        Self::Internal(cause.into())
+    }
+}
+
+impl From<anyhow::Error> for ApiError {
+    fn from(cause: anyhow::Error) -> Self {
+        Self::Internal(cause)
+    }
+}
+
+fn not_found(what: &str) -> ApiError {
+    Problem::new(Code::NotFound, format!("There is no such {what}.")).into()
+}
+
+/// Where a page begins: the id in the cursor, or above all ids.
+fn cursor_of(text: Option<&str>) -> Result<Uuid, ApiError> {
+    let Some(text) = text else {
+        return Ok(Uuid::max());
+    };
+    Uuid::try_parse(text).map_err(|_| {
+        Problem::new(
+            Code::InvalidRequest,
+            "The cursor is not one that a page ended with.",
+        )
+        .into()
+    })
+}
+
+fn event_type(text: &str) -> Option<JobEventType> {
+    EVENTS.into_iter().find(|event| event.as_str() == text)
+}

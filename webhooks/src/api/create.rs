@@ -1,0 +1,166 @@
+//! `POST /v1/webhooks/endpoints`: a new endpoint, whose secret is shown this once.
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+};
+use contracts::{
+    api::webhooks::{
+        CreateEndpoint, DEFAULT_EVENTS, DESCRIPTION_MAX_BYTES, EVENTS, EndpointCreated,
+        URL_MAX_BYTES,
+    },
+    assertion::Scope,
+    id::EndpointId,
+    problem::{Code, FieldError, Problem},
+    server::{Json, Principal},
+};
+use jiff::SignedDuration;
+use ops::idempotency::{self, Claim, Request};
+use ring::{digest, rand::SystemRandom};
+use secrecy::ExposeSecret;
+use serde_json::json;
+use url::Url;
+
+use super::{Api, ApiError, endpoints::view};
+use crate::{
+    SCHEMA,
+    guard::Guard,
+    sign::Secret,
+    store::endpoints::{self, Endpoint},
+};
+
+/// Endpoints a tenant may have.
+const ENDPOINTS_MAX: i64 = 100;
+/// How long a key stands for its request.
+const IDEMPOTENCY_TTL: SignedDuration = SignedDuration::from_hours(24);
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+pub(super) async fn create(
+    State(api): State<Api>,
+    principal: Principal,
+    headers: HeaderMap,
+    Json(request): Json<CreateEndpoint>,
+) -> Result<(StatusCode, Json<EndpointCreated>), ApiError> {
+    principal.require(Scope::WebhooksWrite)?;
+    validate(&api.guard, &request)?;
+    let now = api.clock.now();
+    let id = EndpointId::generate(now);
+    let tenant = principal.tenant().uuid();
+    let mut client = api.pool.get().await?;
+    let transaction = client.transaction().await?;
+    if let Some(key) = headers
+        .get(IDEMPOTENCY_KEY)
+        .and_then(|value| value.to_str().ok())
+    {
+        let text = serde_json::to_vec(&request).map_err(anyhow::Error::from)?;
+        let hash = digest::digest(&digest::SHA256, &text);
+        let hash = hash.as_ref().try_into().expect("SHA-256 has 32 bytes");
+        let answer = json!({ "endpoint_id": id });
+        let expires_at = now
+            .saturating_add(IDEMPOTENCY_TTL)
+            .map_err(anyhow::Error::from)?;
+        let claimed = Request { tenant, key, hash };
+        match idempotency::claim(&transaction, SCHEMA, claimed, &answer, expires_at).await? {
+            Claim::Fresh => {}
+            Claim::Replay(answer) => return Err(already(&answer)),
+            Claim::Mismatch => {
+                let detail = "The idempotency key was used with another request.";
+                return Err(Problem::new(Code::IdempotencyMismatch, detail).into());
+            }
+        }
+    }
+    let events = request.events.unwrap_or_else(|| DEFAULT_EVENTS.to_vec());
+    let endpoint = Endpoint {
+        id: id.uuid(),
+        url: request.url,
+        events: events
+            .iter()
+            .map(|event| event.as_str().to_owned())
+            .collect(),
+        description: request.description,
+        enabled: true,
+        disabled_reason: None,
+        created_at: now,
+        updated_at: now,
+    };
+    if !endpoints::insert(&transaction, tenant, &endpoint, ENDPOINTS_MAX).await? {
+        let detail = format!("A tenant may have {ENDPOINTS_MAX} endpoints: delete one first.");
+        return Err(Problem::new(Code::Conflict, detail).into());
+    }
+    let random = SystemRandom::new();
+    let secret = Secret::generate(&random);
+    let sealed = secret.seal(&api.key, id.uuid(), &random);
+    endpoints::add_secret(&transaction, id.uuid(), &sealed, now).await?;
+    transaction.commit().await?;
+    let secret = secret.reveal().expose_secret().to_owned();
+    let created = EndpointCreated {
+        endpoint: view(endpoint),
+        secret,
+    };
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// A retry cannot be given the secret again: it is nowhere in the clear.
+fn already(answer: &serde_json::Value) -> ApiError {
+    let id = answer["endpoint_id"].as_str().unwrap_or_default();
+    let detail = format!(
+        "This key created {id} already. Its secret was shown then and is not kept: \
+         rotate it if it was lost."
+    );
+    Problem::new(Code::IdempotencyConflict, detail).into()
+}
+
+/// Every member that is not acceptable, at once.
+fn validate(guard: &Guard, request: &CreateEndpoint) -> Result<(), Problem> {
+    let mut errors = Vec::new();
+    errors.extend(url_error(guard, &request.url));
+    errors.extend(request.events.as_deref().and_then(events_error));
+    errors.extend(request.description.as_deref().and_then(description_error));
+    refuse(errors)
+}
+
+pub(super) fn refuse(errors: Vec<FieldError>) -> Result<(), Problem> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::new(Code::InvalidRequest, "The endpoint is not valid.").with_errors(errors))
+}
+
+pub(super) fn url_error(guard: &Guard, text: &str) -> Option<FieldError> {
+    let detail = match Url::parse(text) {
+        _ if text.len() > URL_MAX_BYTES => format!("must have at most {URL_MAX_BYTES} bytes"),
+        Err(error) => format!("is not a URL: {error}"),
+        Ok(url) => guard.check_url(&url).err()?.to_string(),
+    };
+    Some(FieldError {
+        pointer: "/url".into(),
+        code: "url".into(),
+        detail,
+    })
+}
+
+pub(super) fn events_error(events: &[contracts::api::jobs::JobEventType]) -> Option<FieldError> {
+    let detail = if events.is_empty() {
+        "must name at least one event".to_owned()
+    } else {
+        let odd = events.iter().find(|event| !EVENTS.contains(event))?;
+        format!("{} cannot be subscribed to", odd.as_str())
+    };
+    Some(FieldError {
+        pointer: "/events".into(),
+        code: "events".into(),
+        detail,
+    })
+}
+
+pub(super) fn description_error(text: &str) -> Option<FieldError> {
+    if text.len() <= DESCRIPTION_MAX_BYTES && !text.contains('\0') {
+        return None;
+    }
+    let detail = format!("must have at most {DESCRIPTION_MAX_BYTES} bytes and no NUL");
+    Some(FieldError {
+        pointer: "/description".into(),
+        code: "description".into(),
+        detail,
+    })
+}

@@ -1,0 +1,148 @@
+//! `GET /v1/webhooks/endpoints`, and `GET`, `PATCH`, `DELETE` of one.
+
+use axum::{extract::State, http::StatusCode};
+use contracts::{
+    api::{
+        Page, page_size,
+        webhooks::{EndpointView, EndpointsQuery, UpdateEndpoint},
+    },
+    assertion::Scope,
+    id::EndpointId,
+    server::{Json, Path, Principal, Query},
+};
+
+use super::{Api, ApiError, create, cursor_of, event_type, not_found};
+use crate::store::endpoints::{self, Endpoint};
+
+pub(super) async fn list(
+    State(api): State<Api>,
+    principal: Principal,
+    Query(query): Query<EndpointsQuery>,
+) -> Result<Json<Page<EndpointView>>, ApiError> {
+    principal.require(Scope::WebhooksRead)?;
+    let (cursor, size) = (cursor_of(query.cursor.as_deref())?, page_size(query.limit));
+    let client = api.pool.get().await?;
+    let tenant = principal.tenant().uuid();
+    let found = endpoints::list(&client, tenant, cursor, i64::from(size) + 1).await?;
+    Ok(Json(page(
+        found,
+        size as usize,
+        |endpoint| endpoint.id,
+        view,
+    )))
+}
+
+pub(super) async fn get(
+    State(api): State<Api>,
+    principal: Principal,
+    Path(id): Path<EndpointId>,
+) -> Result<Json<EndpointView>, ApiError> {
+    principal.require(Scope::WebhooksRead)?;
+    let client = api.pool.get().await?;
+    let found = endpoints::get(&client, principal.tenant().uuid(), id.uuid()).await?;
+    Ok(Json(view(found.ok_or_else(|| not_found("endpoint"))?)))
+}
+
+pub(super) async fn update(
+    State(api): State<Api>,
+    principal: Principal,
+    Path(id): Path<EndpointId>,
+    Json(request): Json<UpdateEndpoint>,
+) -> Result<Json<EndpointView>, ApiError> {
+    principal.require(Scope::WebhooksWrite)?;
+    let mut errors = Vec::new();
+    errors.extend(
+        request
+            .url
+            .as_deref()
+            .and_then(|url| create::url_error(&api.guard, url)),
+    );
+    errors.extend(request.events.as_deref().and_then(create::events_error));
+    errors.extend(
+        request
+            .description
+            .as_deref()
+            .and_then(create::description_error),
+    );
+    create::refuse(errors)?;
+    let client = api.pool.get().await?;
+    let tenant = principal.tenant().uuid();
+    let found = endpoints::get(&client, tenant, id.uuid()).await?;
+    let endpoint = changed(found.ok_or_else(|| not_found("endpoint"))?, request, &api);
+    if !endpoints::update(&client, tenant, &endpoint).await? {
+        return Err(not_found("endpoint"));
+    }
+    Ok(Json(view(endpoint)))
+}
+
+pub(super) async fn delete(
+    State(api): State<Api>,
+    principal: Principal,
+    Path(id): Path<EndpointId>,
+) -> Result<StatusCode, ApiError> {
+    principal.require(Scope::WebhooksWrite)?;
+    let client = api.pool.get().await?;
+    let now = api.clock.now();
+    if endpoints::delete(&client, principal.tenant().uuid(), id.uuid(), now).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(not_found("endpoint"))
+    }
+}
+
+fn changed(mut endpoint: Endpoint, request: UpdateEndpoint, api: &Api) -> Endpoint {
+    if let Some(url) = request.url {
+        endpoint.url = url;
+    }
+    if let Some(events) = request.events {
+        endpoint.events = events
+            .iter()
+            .map(|event| event.as_str().to_owned())
+            .collect();
+    }
+    if let Some(description) = request.description {
+        endpoint.description = Some(description);
+    }
+    if let Some(enabled) = request.enabled {
+        endpoint.enabled = enabled;
+        endpoint.disabled_reason = None;
+    }
+    endpoint.updated_at = api.clock.now();
+    endpoint
+}
+
+pub(super) fn view(endpoint: Endpoint) -> EndpointView {
+    EndpointView {
+        endpoint_id: EndpointId::from_uuid(endpoint.id),
+        url: endpoint.url,
+        events: endpoint
+            .events
+            .iter()
+            .filter_map(|event| event_type(event))
+            .collect(),
+        description: endpoint.description,
+        enabled: endpoint.enabled,
+        disabled_reason: endpoint.disabled_reason,
+        created_at: endpoint.created_at,
+        updated_at: endpoint.updated_at,
+    }
+}
+
+/// A page of at most `size` out of rows of which one more was asked for.
+pub(super) fn page<R, V>(
+    mut rows: Vec<R>,
+    size: usize,
+    id: impl Fn(&R) -> uuid::Uuid,
+    view: impl Fn(R) -> V,
+) -> Page<V> {
+    let more = rows.len() > size;
+    rows.truncate(size);
+    let next_cursor = rows
+        .last()
+        .filter(|_| more)
+        .map(|row| id(row).simple().to_string());
+    Page {
+        data: rows.into_iter().map(view).collect(),
+        next_cursor,
+    }
+}

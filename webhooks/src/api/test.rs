@@ -1,0 +1,35 @@
+//! `POST /v1/webhooks/endpoints/{endpoint_id}/test`: queue a test event for one endpoint.
+
+use axum::{extract::State, http::StatusCode};
+use contracts::{
+    api::webhooks::DeliveryQueued,
+    assertion::Scope,
+    id::{EndpointId, MessageId},
+    server::{Json, Path, Principal},
+};
+use serde_json::json;
+
+use super::{Api, ApiError, not_found};
+use crate::store::{deliveries, endpoints};
+
+pub(super) async fn test(
+    State(api): State<Api>,
+    principal: Principal,
+    Path(id): Path<EndpointId>,
+) -> Result<(StatusCode, Json<DeliveryQueued>), ApiError> {
+    principal.require(Scope::WebhooksWrite)?;
+    let client = api.pool.get().await?;
+    let (tenant, now) = (principal.tenant().uuid(), api.clock.now());
+    let endpoint = endpoints::get(&client, tenant, id.uuid()).await?;
+    let endpoint = endpoint.ok_or_else(|| not_found("endpoint"))?;
+    let message = MessageId::generate(now);
+    let body = json!({ "type": "webhook.test", "timestamp": now, "data": { "endpoint_id": id } });
+    let body = body.to_string();
+    deliveries::queue_test(&client, tenant, endpoint.id, message.uuid(), &body, now).await?;
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(DeliveryQueued {
+            message_id: message,
+        }),
+    ))
+}

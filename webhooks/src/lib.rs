@@ -1,0 +1,34 @@
+//! Tells tenants what happened to their jobs: at least once, signed by Standard Webhooks 1.0, and
+//! without becoming a way into our own network.
+//!
+//! - [`delivery`]: one event for one endpoint, its states and retry schedule; pure.
+//! - [`sign`]: secrets, their encryption at rest, and signatures; pure.
+//! - [`guard`]: which addresses may be dialled; pure.
+//! - [`intake`]: `jobs.events.v1` becomes deliveries, one row an endpoint, before the offset moves.
+//! - [`worker`]: claim, send, record.
+//! - [`client`]: the HTTP client whose resolver asks [`guard`].
+//! - [`api`]: endpoints, secrets, deliveries, attempts, replay.
+//! - [`store`]: the SQL of all of these.
+
+pub mod api;
+pub mod client;
+pub mod config;
+pub mod delivery;
+pub mod guard;
+pub mod intake;
+pub mod sign;
+pub mod store;
+pub mod worker;
+
+/// The schema this service owns, and what makes it.
+pub const SCHEMA: &str = "webhooks";
+
+/// The service's migrations.
+#[must_use]
+pub fn migrations() -> Vec<ops::postgres::Migration> {
+    let own = [(
+        "V10__webhooks",
+        include_str!("../migrations/V10__webhooks.sql"),
+    )];
+    ops::postgres::migrations(SCHEMA, &own)
+}

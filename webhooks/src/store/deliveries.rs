@@ -1,0 +1,355 @@
+//! Deliveries: queued by the intake, claimed and settled by the worker, read and replayed by the
+//! API.
+
+use std::time::Duration;
+
+use deadpool_postgres::{GenericClient, Transaction};
+use jiff::Timestamp;
+use ops::lease::{Lease, LeaseTable};
+use tokio_postgres::{Error, Row, types::ToSql};
+use uuid::Uuid;
+
+use crate::{delivery::Delivery, intake::Telling};
+
+/// Deliveries to one endpoint that may be under way at a time, so that a slow one does not take
+/// every slot.
+const ENDPOINT_IN_FLIGHT_MAX: i64 = 8;
+
+/// A delivery that was claimed, and what is needed to send it.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The right to send it.
+    pub lease: Lease<Uuid>,
+    /// Whom to.
+    pub endpoint: Uuid,
+    /// Where to.
+    pub url: String,
+    /// What.
+    pub body: String,
+    /// The trace it belongs to.
+    pub traceparent: Option<String>,
+    /// Which attempt this is, counted from 1.
+    pub attempt: i32,
+    /// Where it stands.
+    pub delivery: Delivery,
+}
+
+/// A delivery, as the API shows it.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The message.
+    pub message: Uuid,
+    /// Whom for.
+    pub endpoint: Uuid,
+    /// What happened; none for a test.
+    pub event_type: Option<String>,
+    /// To which job; none for a test.
+    pub job: Option<Uuid>,
+    /// How far it is.
+    pub status: String,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// When the event arrived.
+    pub created_at: Timestamp,
+    /// When it will be tried next.
+    pub next_attempt_at: Option<Timestamp>,
+    /// When the endpoint took it.
+    pub delivered_at: Option<Timestamp>,
+    /// Why the last attempt failed.
+    pub last_error: Option<String>,
+}
+
+/// Which deliveries to list.
+#[derive(Debug)]
+pub struct Filter {
+    /// Whose.
+    pub tenant: Uuid,
+    /// Only those before this one.
+    pub cursor: Uuid,
+    /// Only those for this endpoint.
+    pub endpoint: Option<Uuid>,
+    /// Only those in this status.
+    pub status: Option<&'static str>,
+    /// Only those about this job.
+    pub job: Option<Uuid>,
+    /// At most this many.
+    pub limit: i64,
+}
+
+/// The table of deliveries, as leases see it.
+#[must_use]
+pub fn leases() -> LeaseTable {
+    LeaseTable::new("webhooks.deliveries", "message_id")
+}
+
+/// Queues an event for every endpoint of its tenant that asked for it.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn queue(
+    transaction: &Transaction<'_>,
+    telling: &Telling,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let select = "-- webhooks.endpoints_subscribed\n\
+        SELECT endpoint_id, enabled FROM webhooks.endpoints\n\
+        WHERE tenant_id = $1 AND $2 = ANY(events) AND deleted_at IS NULL";
+    let rows = transaction
+        .query(select, &[&telling.tenant, &telling.event_type])
+        .await?;
+    for row in rows {
+        let delivery = Delivery::queue(now, row.get(1));
+        let message = contracts::id::MessageId::generate(now).uuid();
+        insert(transaction, message, row.get(0), telling, delivery, now).await?;
+    }
+    Ok(())
+}
+
+async fn insert(
+    transaction: &Transaction<'_>,
+    message: Uuid,
+    endpoint: Uuid,
+    telling: &Telling,
+    delivery: Delivery,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let sql = "-- webhooks.delivery_queue\n\
+        INSERT INTO webhooks.deliveries (message_id, endpoint_id, tenant_id, event_source,\n    \
+        event_id, event_type, job_id, body, traceparent, status, next_attempt_at, created_at)\n\
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)\n\
+        ON CONFLICT (endpoint_id, event_source, event_id) DO NOTHING";
+    let Telling {
+        tenant,
+        job,
+        source,
+        id,
+        event_type,
+        body,
+        traceparent,
+    } = telling;
+    let (status, due, _, _) = columns(delivery);
+    transaction
+        .execute(
+            sql,
+            &[
+                &message,
+                &endpoint,
+                tenant,
+                source,
+                id,
+                event_type,
+                job,
+                body,
+                traceparent,
+                &status,
+                &due,
+                &now,
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Queues a test event for one endpoint.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn queue_test(
+    client: &impl GenericClient,
+    tenant: Uuid,
+    endpoint: Uuid,
+    message: Uuid,
+    body: &str,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let sql = "-- webhooks.delivery_queue_test\n\
+        INSERT INTO webhooks.deliveries (message_id, endpoint_id, tenant_id, event_source,\n    \
+        event_id, body, status, next_attempt_at, created_at)\n\
+        VALUES ($1, $2, $3, '/webhooks/test', $4, $5, 'PENDING', $6, $6)";
+    let id = message.simple().to_string();
+    client
+        .execute(sql, &[&message, &endpoint, &tenant, &id, &body, &now])
+        .await?;
+    Ok(())
+}
+
+/// Claims at most `slots` due deliveries, oldest first and no endpoint beyond its share, and
+/// writes their attempts ahead.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn claim(
+    transaction: &Transaction<'_>,
+    owner: Uuid,
+    ttl: Duration,
+    slots: i64,
+    now: Timestamp,
+) -> Result<Vec<Claimed>, Error> {
+    let free = LeaseTable::FREE;
+    let pick = format!(
+        "SELECT message_id FROM webhooks.deliveries WHERE message_id IN (\n    \
+         SELECT message_id FROM (SELECT message_id, next_attempt_at, coalesce(busy, 0)\n        \
+         + row_number() OVER (PARTITION BY endpoint_id ORDER BY next_attempt_at) AS place\n    \
+         FROM webhooks.deliveries JOIN webhooks.endpoints USING (endpoint_id)\n    \
+         LEFT JOIN (SELECT endpoint_id, count(*) AS busy FROM webhooks.deliveries\n        \
+         WHERE status = 'PENDING' AND lease_expires_at >= clock_timestamp()\n        \
+         GROUP BY endpoint_id) under_way USING (endpoint_id)\n    \
+         WHERE status = 'PENDING' AND next_attempt_at <= $3 AND enabled AND {free}) due\n    \
+         WHERE place <= {ENDPOINT_IN_FLIGHT_MAX} ORDER BY next_attempt_at LIMIT $4)\n\
+         AND status = 'PENDING' AND {free} FOR UPDATE SKIP LOCKED"
+    );
+    let leases: Vec<Lease<Uuid>> = leases()
+        .claim(transaction, owner, ttl, &pick, &[&now, &slots])
+        .await?;
+    let ids: Vec<Uuid> = leases.iter().map(|lease| lease.id).collect();
+    let begin = "-- webhooks.delivery_begin\n\
+        WITH begun AS (UPDATE webhooks.deliveries SET attempts = attempts + 1\n    \
+        WHERE message_id = ANY($1) RETURNING *),\n\
+        ahead AS (INSERT INTO webhooks.attempts (message_id, attempt, started_at)\n    \
+        SELECT message_id, attempts, $2 FROM begun)\n\
+        SELECT begun.*, url FROM begun JOIN webhooks.endpoints USING (endpoint_id)";
+    let rows = transaction.query(begin, &[&ids, &now]).await?;
+    let with_lease = |row: &Row| {
+        let id: Uuid = row.get("message_id");
+        let lease = leases.iter().find(|lease| lease.id == id)?.clone();
+        let tries: i32 = row.get("tries");
+        Some(Claimed {
+            lease,
+            endpoint: row.get("endpoint_id"),
+            url: row.get("url"),
+            body: row.get("body"),
+            traceparent: row.get("traceparent"),
+            attempt: row.get("attempts"),
+            delivery: Delivery::Pending {
+                tries: tries.unsigned_abs(),
+                due: now,
+            },
+        })
+    };
+    Ok(rows.iter().filter_map(with_lease).collect())
+}
+
+/// Saves where an attempt led, in a transaction that holds the lease's guard; gives the lease back.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn settle(
+    transaction: &impl GenericClient,
+    message: Uuid,
+    delivery: Delivery,
+    error: Option<&str>,
+) -> Result<(), Error> {
+    let sql = "-- webhooks.delivery_settle\n\
+        UPDATE webhooks.deliveries SET status = $2, next_attempt_at = $3, tries = $4,\n    \
+        delivered_at = $5, last_error = $6, lease_owner = NULL, lease_expires_at = NULL\n\
+        WHERE message_id = $1";
+    let (status, due, tries, delivered_at) = columns(delivery);
+    transaction
+        .execute(
+            sql,
+            &[&message, &status, &due, &tries, &delivered_at, &error],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Queues a delivery of the tenant once more; false when there is none to queue.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn replay(
+    client: &impl GenericClient,
+    tenant: Uuid,
+    message: Uuid,
+    now: Timestamp,
+) -> Result<bool, Error> {
+    let sql = "-- webhooks.delivery_replay\n\
+        UPDATE webhooks.deliveries SET status = $3, next_attempt_at = $4, tries = $5,\n    \
+        delivered_at = $6, lease_owner = NULL, lease_expires_at = NULL,\n    \
+        lease_epoch = lease_epoch + 1\n\
+        WHERE tenant_id = $1 AND message_id = $2 AND EXISTS (SELECT FROM webhooks.endpoints e\n    \
+        WHERE e.endpoint_id = deliveries.endpoint_id AND e.deleted_at IS NULL)";
+    let (status, due, tries, delivered_at) = columns(Delivery::Held.replay(now));
+    let updated = client
+        .execute(
+            sql,
+            &[&tenant, &message, &status, &due, &tries, &delivered_at],
+        )
+        .await?;
+    Ok(updated == 1)
+}
+
+/// One of the tenant's deliveries.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn get(
+    client: &impl GenericClient,
+    tenant: Uuid,
+    message: Uuid,
+) -> Result<Option<Stored>, Error> {
+    let sql = "-- webhooks.delivery_get\n\
+        SELECT * FROM webhooks.deliveries WHERE tenant_id = $1 AND message_id = $2";
+    Ok(client
+        .query_opt(sql, &[&tenant, &message])
+        .await?
+        .as_ref()
+        .map(stored))
+}
+
+/// Deliveries, newest first.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn list(client: &impl GenericClient, filter: &Filter) -> Result<Vec<Stored>, Error> {
+    let sql = "-- webhooks.delivery_list\n\
+        SELECT * FROM webhooks.deliveries WHERE tenant_id = $1 AND message_id < $2\n    \
+        AND ($3::uuid IS NULL OR endpoint_id = $3) AND ($4::text IS NULL OR status = $4)\n    \
+        AND ($5::uuid IS NULL OR job_id = $5)\n\
+        ORDER BY message_id DESC LIMIT $6";
+    let Filter {
+        tenant,
+        cursor,
+        endpoint,
+        status,
+        job,
+        limit,
+    } = filter;
+    let parameters: [&(dyn ToSql + Sync); 6] = [tenant, cursor, endpoint, status, job, limit];
+    Ok(client
+        .query(sql, &parameters)
+        .await?
+        .iter()
+        .map(stored)
+        .collect())
+}
+
+/// Status, next attempt, tries and time of delivery of a state.
+fn columns(delivery: Delivery) -> (&'static str, Option<Timestamp>, i32, Option<Timestamp>) {
+    match delivery {
+        Delivery::Pending { tries, due } => (
+            "PENDING",
+            Some(due),
+            i32::try_from(tries).unwrap_or(i32::MAX),
+            None,
+        ),
+        Delivery::Delivered(at) => ("DELIVERED", None, 0, Some(at)),
+        Delivery::Failed => ("FAILED", None, 0, None),
+        Delivery::Held => ("HELD", None, 0, None),
+    }
+}
+
+fn stored(row: &Row) -> Stored {
+    Stored {
+        message: row.get("message_id"),
+        endpoint: row.get("endpoint_id"),
+        event_type: row.get("event_type"),
+        job: row.get("job_id"),
+        status: row.get("status"),
+        attempts: row.get("attempts"),
+        created_at: row.get("created_at"),
+        next_attempt_at: row.get("next_attempt_at"),
+        delivered_at: row.get("delivered_at"),
+        last_error: row.get("last_error"),
+    }
+}

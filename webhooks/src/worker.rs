@@ -1,0 +1,199 @@
+//! The delivery loop: claim as many as there are free slots, send each under its lease, record
+//! what came of it. No connection is held while sending.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use ops::{clock::Clock, config::Key32, lease::LeaseError, postgres::Pool};
+use rand::RngExt as _;
+use tokio::{sync::Semaphore, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span, warn};
+use uuid::Uuid;
+
+use crate::{
+    client::{Report, Sender, TOTAL_DEADLINE, Webhook},
+    delivery::Outcome,
+    sign::Secret,
+    store::{
+        attempts,
+        deliveries::{self, Claimed},
+        endpoints,
+    },
+};
+use contracts::id::MessageId;
+
+/// How long a delivery may be under way: the exchange, and room to record it.
+const LEASE: Duration = TOTAL_DEADLINE.saturating_add(Duration::from_secs(15));
+/// Pause between looks when nothing is due.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+/// Pause after Postgres failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Sends what is due.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// The database.
+    pub pool: Pool,
+    /// The HTTP client.
+    pub sender: Sender,
+    /// Decrypts the secrets.
+    pub key: Key32,
+    /// Dates attempts.
+    pub clock: Clock,
+    /// Most deliveries under way at a time.
+    pub slots: usize,
+}
+
+impl Worker {
+    /// Delivers until the process stops; then waits for what is under way.
+    ///
+    /// # Errors
+    /// Never by itself: outages of Postgres are waited out.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let owner = Uuid::now_v7();
+        let slots = Arc::new(Semaphore::new(self.slots));
+        let mut under_way = JoinSet::new();
+        while !stop.is_cancelled() {
+            while under_way.try_join_next().is_some() {}
+            let pause = match self.claim(owner, slots.available_permits()).await {
+                Ok(claimed) if claimed.is_empty() => IDLE_POLL,
+                Ok(claimed) => {
+                    for one in claimed {
+                        let slot = Arc::clone(&slots).acquire_owned().await?;
+                        let this = self.clone();
+                        under_way.spawn(async move {
+                            this.deliver(one).await;
+                            drop(slot);
+                        });
+                    }
+                    Duration::ZERO
+                }
+                Err(cause) => {
+                    warn!(error = format!("{cause:#}"), "cannot claim deliveries");
+                    RETRY_PAUSE
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        while under_way.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Claims due deliveries; their attempts are on record when this returns.
+    async fn claim(&self, owner: Uuid, slots: usize) -> anyhow::Result<Vec<Claimed>> {
+        if slots == 0 {
+            return Ok(Vec::new());
+        }
+        let mut client = self.pool.get().await?;
+        let transaction = client.transaction().await?;
+        let (slots, now) = (i64::try_from(slots)?, self.clock.now());
+        let claimed = deliveries::claim(&transaction, owner, LEASE, slots, now).await?;
+        transaction.commit().await?;
+        Ok(claimed)
+    }
+
+    async fn deliver(&self, claimed: Claimed) {
+        let message = MessageId::from_uuid(claimed.lease.id);
+        let span = info_span!(
+            "webhooks.delivery.send", message.id = %message, attempt = claimed.attempt
+        );
+        ops::telemetry::continue_trace(&span, claimed.traceparent.as_deref());
+        let work = async {
+            let started = self.clock.now();
+            let report = self.send(message, &claimed, started).await;
+            let outcome = match report.outcome {
+                Outcome::Accepted => "accepted",
+                Outcome::Gone => "gone",
+                Outcome::Failed(_) => "failed",
+                Outcome::Refused => "refused",
+            };
+            metrics::counter!("webhooks_attempts_total", "outcome" => outcome).increment(1);
+            if let Err(cause) = self.record(&claimed, started, &report).await {
+                // The lease runs out and the delivery is sent again: at least once.
+                warn!(error = format!("{cause:#}"), "cannot record an attempt");
+            }
+        };
+        work.instrument(span).await;
+    }
+
+    async fn send(&self, message: MessageId, claimed: &Claimed, now: Timestamp) -> Report {
+        let id = message.to_string();
+        let timestamp = now.as_second();
+        let signature = match self.signature(&id, timestamp, claimed, now).await {
+            Ok(signature) => signature,
+            Err(cause) => {
+                warn!(error = format!("{cause:#}"), "cannot sign");
+                let error = Some("the webhook could not be signed".to_owned());
+                return Report {
+                    outcome: Outcome::Failed(None),
+                    status: None,
+                    error,
+                    body: None,
+                };
+            }
+        };
+        let webhook = Webhook {
+            url: &claimed.url,
+            id: &id,
+            timestamp,
+            signature,
+            traceparent: ops::telemetry::traceparent(),
+            body: claimed.body.clone(),
+        };
+        self.sender.send(webhook, now).await
+    }
+
+    /// One signature for each secret that is active now.
+    async fn signature(
+        &self,
+        id: &str,
+        timestamp: i64,
+        claimed: &Claimed,
+        now: Timestamp,
+    ) -> anyhow::Result<String> {
+        let client = self.pool.get().await?;
+        let stored = endpoints::active_secrets(&client, &[claimed.endpoint], now).await?;
+        let mut signatures = Vec::with_capacity(stored.len());
+        for (endpoint, ciphertext) in stored {
+            let secret = Secret::open(&self.key, endpoint, &ciphertext)?;
+            signatures.push(secret.sign(id, timestamp, &claimed.body));
+        }
+        anyhow::ensure!(!signatures.is_empty(), "the endpoint has no secret");
+        Ok(signatures.join(" "))
+    }
+
+    async fn record(
+        &self,
+        claimed: &Claimed,
+        started: Timestamp,
+        report: &Report,
+    ) -> anyhow::Result<()> {
+        let now = self.clock.now();
+        let jitter = rand::rng().random_range(-1.0..=1.0);
+        let next = claimed.delivery.attempted(&report.outcome, now, jitter);
+        let took = i64::try_from(now.duration_since(started).as_millis())?;
+        let (message, error) = (claimed.lease.id, report.error.as_deref());
+        let mut client = self.pool.get().await?;
+        let transaction = client.transaction().await?;
+        attempts::finish(&transaction, message, claimed.attempt, took, report).await?;
+        match deliveries::leases()
+            .guard(&transaction, &claimed.lease)
+            .await
+        {
+            Ok(()) => deliveries::settle(&transaction, message, next, error).await?,
+            // Sent late or replayed meanwhile: the attempt is on record, its effect is another's.
+            Err(LeaseError::Fenced) => warn!("the delivery's lease was lost"),
+            Err(LeaseError::Postgres(error)) => return Err(error.into()),
+        }
+        if report.outcome == Outcome::Gone {
+            let reason = "the endpoint answered 410 Gone";
+            endpoints::disable(&transaction, claimed.endpoint, reason, now).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+-- Who may ask, and how much: plans, tenants, API keys, revocations.
+
+CREATE TABLE gateway.plans (
+    name        text PRIMARY KEY CHECK (name ~ '^[a-z0-9][a-z0-9_-]{0,62}$'),
+    per_minute  int NOT NULL CHECK (per_minute > 0),
+    burst       int NOT NULL CHECK (burst > 0),
+    per_hour    int NOT NULL CHECK (per_hour > 0),
+    active_jobs int NOT NULL CHECK (active_jobs > 0),
+    priority    smallint NOT NULL CHECK (priority BETWEEN 1 AND 9),
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE gateway.tenants (
+    id         uuid PRIMARY KEY,
+    name       text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
+    plan       text NOT NULL REFERENCES gateway.plans,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- The secret itself is nowhere: only its SHA-256.
+CREATE TABLE gateway.api_keys (
+    id          uuid PRIMARY KEY,
+    tenant_id   uuid NOT NULL REFERENCES gateway.tenants,
+    subject     text NOT NULL,
+    team        text,
+    submitter   text,
+    role        text NOT NULL CHECK (role IN ('developer', 'team_lead', 'admin')),
+    scopes      text[] NOT NULL,
+    secret_hash bytea NOT NULL CHECK (octet_length(secret_hash) = 32),
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at  timestamptz NOT NULL,
+    revoked_at  timestamptz
+);
+CREATE INDEX api_keys_tenant ON gateway.api_keys (tenant_id);
+
+-- Tokens we did not issue are revoked by naming them, their subject, or the whole tenant.
+CREATE TABLE gateway.revocations (
+    kind       text NOT NULL CHECK (kind IN ('jti', 'subject', 'tenant')),
+    value      text NOT NULL CHECK (length(value) BETWEEN 1 AND 256),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (kind, value)
+);
+
+-- One row: gateways look whether it moved, and load everything only then.
+CREATE TABLE gateway.changes (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    version  bigint NOT NULL
+);
+INSERT INTO gateway.changes (version) VALUES (1);
+
+CREATE FUNCTION gateway.note_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE gateway.changes SET version = version + 1;
+    PERFORM pg_notify('gateway_changes', '');
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.plans
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.tenants
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.api_keys
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.revocations
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+
+INSERT INTO gateway.plans (name, per_minute, burst, per_hour, active_jobs, priority)
+VALUES ('default', 100, 20, 10000, 100, 5);

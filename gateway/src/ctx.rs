@@ -1,0 +1,134 @@
+//! One request as the phases pass it on, and what can end it early.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Instant,
+};
+
+use contracts::{
+    id::RequestId,
+    problem::{Code, Problem},
+};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use pingora::{Error, ErrorType, http::RequestHeader};
+
+use crate::{
+    auth::Principal,
+    drain::InFlight,
+    headers,
+    limit::Verdict,
+    route::{Forward, ROUTES, Route},
+};
+
+/// One request, as far as it has come.
+#[derive(Debug)]
+pub struct Ctx {
+    /// When it began.
+    pub started: Instant,
+    /// The same by the wall clock.
+    pub arrived_at: Timestamp,
+    /// Its name.
+    pub request_id: RequestId,
+    /// The client's address.
+    pub address: IpAddr,
+    /// The trace it belongs to.
+    pub traceparent: String,
+    /// Its route's number in [`ROUTES`].
+    pub route: Option<usize>,
+    /// Who asks.
+    pub principal: Option<Principal>,
+    /// How they stand with their limits, once they are counted.
+    pub verdict: Option<Verdict>,
+    /// The answer's status; zero before there is one.
+    pub status: u16,
+    /// The answer's problem, if it is one.
+    pub code: Option<Code>,
+    /// Size of the request's body.
+    pub request_bytes: u64,
+    /// Size of the answer's body, as far as known.
+    pub response_bytes: u64,
+    /// Whether the answer was given before.
+    pub replayed: bool,
+    pub(crate) assertion: String,
+    pub(crate) usage: Usage,
+    pub(crate) retried: bool,
+    pub(crate) in_flight: Option<InFlight>,
+}
+
+/// How far the usage record of a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    /// The request is not admitted: there will be none.
+    None,
+    /// It is due before the answer.
+    Due,
+    /// It is written.
+    Recorded,
+}
+
+/// What ends a request early.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// With this answer.
+    Problem(Problem),
+    /// Without one: the client is gone, or the failure is Pingora's.
+    Error(Box<Error>),
+}
+
+impl Ctx {
+    pub(crate) fn new(now: Timestamp, in_flight: InFlight) -> Self {
+        Self {
+            started: Instant::now(),
+            arrived_at: now,
+            request_id: RequestId::generate(now),
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            traceparent: String::new(),
+            route: None,
+            principal: None,
+            verdict: None,
+            status: 0,
+            code: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            replayed: false,
+            assertion: String::new(),
+            usage: Usage::None,
+            retried: false,
+            in_flight: Some(in_flight),
+        }
+    }
+
+    /// Learns who is there, as far as the connection and its headers tell.
+    pub(crate) fn meet(
+        &mut self,
+        peer: Option<IpAddr>,
+        request: &RequestHeader,
+        trusted_proxies: &[IpNet],
+    ) {
+        let peer = peer.unwrap_or(self.address);
+        self.address = headers::client_address(peer, &request.headers, trusted_proxies);
+        self.traceparent = headers::traceparent(&request.headers);
+    }
+
+    pub(crate) fn route(&self) -> Option<&'static Route> {
+        self.route.map(|index| &ROUTES[index])
+    }
+
+    pub(crate) fn forward(&self) -> pingora::Result<&'static Forward> {
+        let forward = self.route().and_then(Route::forward);
+        forward.ok_or_else(|| Error::explain(ErrorType::InternalError, "nowhere to forward to"))
+    }
+}
+
+impl From<Problem> for Stop {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl From<Box<Error>> for Stop {
+    fn from(error: Box<Error>) -> Self {
+        Self::Error(error)
+    }
+}

@@ -1,0 +1,372 @@
+//! Which headers pass, in which direction, and which are always there.
+//!
+//! Upstreams see only what is on a list: whatever else a client sends, an identity header above
+//! all, ends here.
+
+use std::net::IpAddr;
+
+use contracts::{
+    assertion,
+    id::RequestId,
+    problem::{Code, Problem},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use ipnet::IpNet;
+use pingora::http::{RequestHeader, ResponseHeader};
+use uuid::Uuid;
+
+use crate::{config, idempotency};
+
+/// Request headers that go upstream as they came; all others stay here.
+const TO_UPSTREAM: [HeaderName; 8] = [
+    header::ACCEPT,
+    header::ACCEPT_LANGUAGE,
+    header::CONTENT_TYPE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::USER_AGENT,
+    HeaderName::from_static("last-event-id"),
+    TRACESTATE,
+];
+
+/// Answer headers that must not leave.
+const NOT_TO_CLIENT: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::SERVER,
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("x-powered-by"),
+];
+
+/// On every answer.
+const SECURITY: [(HeaderName, HeaderValue); 4] = [
+    (
+        header::STRICT_TRANSPORT_SECURITY,
+        HeaderValue::from_static("max-age=31536000; includeSubDomains"),
+    ),
+    (
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    ),
+    (
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    ),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+];
+const CONTENT_POLICY: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: &str = "x-forwarded-for";
+/// Beginnings of names that only we may use, towards upstreams.
+const OURS: [&str; 3] = ["jobseal-", "x-jobseal-", "x-consumer-"];
+const OUR_TENANT: &str = "x-tenant-id";
+
+/// Refuses what two parsers could read in two ways, and what is too much. A refusal closes the
+/// connection, since nobody knows where the next request begins.
+///
+/// # Errors
+/// The problem to answer with.
+pub fn check_form(request: &RequestHeader, raw: &[u8]) -> Result<(), Problem> {
+    let refuse = |detail: &str| Err(Problem::new(Code::InvalidRequest, detail));
+    if request.raw_path().len() > config::TARGET_MAX_BYTES {
+        return refuse("The request target is too long.");
+    }
+    if raw.len() > config::HEADERS_MAX_BYTES || request.headers.len() > config::HEADERS_MAX {
+        return refuse("There are too many or too large headers.");
+    }
+    if !request.raw_path().starts_with(b"/") {
+        return refuse("The request target must be a path.");
+    }
+    if has_bare_line_end(raw) {
+        return refuse("The headers have malformed line ends.");
+    }
+    let headers = &request.headers;
+    let coded = headers.get_all(header::TRANSFER_ENCODING).iter().count();
+    // Pingora has dropped Content-Length where both are there: the bytes still tell.
+    if coded > 0 && names_field(raw, "content-length") {
+        return refuse("Content-Length and Transfer-Encoding exclude each other.");
+    }
+    let chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if coded > 1 || !headers.get(header::TRANSFER_ENCODING).is_none_or(chunked) {
+        return refuse("The only Transfer-Encoding is chunked.");
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let digits = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    if !lengths.next().is_none_or(digits) || lengths.next().is_some() {
+        return refuse("Content-Length must be one number.");
+    }
+    if headers.contains_key(header::UPGRADE) || request.method == Method::CONNECT {
+        return refuse("There is nothing to upgrade to here.");
+    }
+    if headers.keys().any(looks_like_ours) {
+        return refuse("A header's name differs from one of ours by an underscore.");
+    }
+    Ok(())
+}
+
+/// Who sent the request: the peer, or whom a trusted peer says, read from the right for as long as
+/// the addresses are of trusted proxies.
+#[must_use]
+pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let peer = peer.to_canonical();
+    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
+    let mut client = peer;
+    let fields: Vec<&HeaderValue> = headers.get_all(FORWARDED_FOR).iter().collect();
+    let fields = fields.iter().rev().filter_map(|value| value.to_str().ok());
+    for text in fields.flat_map(|field| field.rsplit(',')) {
+        if !is_trusted(client) {
+            break;
+        }
+        // What cannot be read was written by someone who is not to be believed.
+        let Ok(address) = text.trim().parse::<IpAddr>() else {
+            break;
+        };
+        client = address.to_canonical();
+    }
+    client
+}
+
+/// The trace that a request belongs to: the client's, or a new one.
+#[must_use]
+pub fn traceparent(headers: &HeaderMap) -> String {
+    let given = headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok());
+    if let Some(text) = given.filter(|text| is_traceparent(text)) {
+        return text.to_owned();
+    }
+    let (trace, span) = (Uuid::new_v4().simple(), Uuid::new_v4().as_u64_pair().1);
+    format!("00-{trace}-{span:016x}-01")
+}
+
+/// What an upstream is sent in place of a client's headers.
+pub struct Upstream<'a> {
+    /// Its `Host`.
+    pub host: &'a str,
+    /// Who asks, stated by us.
+    pub assertion: &'a str,
+    /// The trace.
+    pub traceparent: &'a str,
+    /// The idempotency key, without quotes.
+    pub key: Option<&'a idempotency::Key>,
+    /// The body's length, if it has one.
+    pub length: Option<usize>,
+}
+
+/// Makes `request` the one that goes upstream: only listed headers of the client's, then ours.
+///
+/// # Errors
+/// When a value is no header value, which none of ours can be.
+pub fn for_upstream(request: &mut RequestHeader, ours: &Upstream<'_>) -> pingora::Result<()> {
+    let names: Vec<HeaderName> = request.headers.keys().cloned().collect();
+    for name in names {
+        if !TO_UPSTREAM.contains(&name) {
+            request.remove_header(&name);
+        }
+    }
+    request.insert_header(header::HOST, ours.host)?;
+    request.insert_header(assertion::HEADER, ours.assertion)?;
+    request.insert_header(TRACEPARENT, ours.traceparent)?;
+    if let Some(key) = ours.key {
+        request.insert_header(idempotency::HEADER, key.as_str())?;
+    }
+    if let Some(length) = ours.length {
+        request.insert_header(header::CONTENT_LENGTH, length)?;
+    }
+    Ok(())
+}
+
+/// Takes away what an upstream's answer says to us alone.
+pub fn from_upstream(answer: &mut ResponseHeader) {
+    for name in &NOT_TO_CLIENT {
+        answer.remove_header(name);
+    }
+    let private: Vec<HeaderName> = answer
+        .headers
+        .keys()
+        .filter(|name| is_ours(name.as_str()))
+        .cloned()
+        .collect();
+    for name in private {
+        answer.remove_header(&name);
+    }
+}
+
+/// Adds what is on every answer, unless the answer says otherwise.
+///
+/// # Errors
+/// When a value is no header value, which none of ours can be.
+pub fn complete(answer: &mut ResponseHeader, request_id: RequestId) -> pingora::Result<()> {
+    for (name, value) in SECURITY {
+        answer.insert_header(name, value)?;
+    }
+    if !answer.headers.contains_key(header::CONTENT_SECURITY_POLICY) {
+        answer.insert_header(header::CONTENT_SECURITY_POLICY, CONTENT_POLICY)?;
+    }
+    if !answer.headers.contains_key(header::CACHE_CONTROL) {
+        answer.insert_header(header::CACHE_CONTROL, NO_STORE)?;
+    }
+    answer.insert_header(REQUEST_ID, request_id.to_string())?;
+    Ok(())
+}
+
+fn looks_like_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.contains('_') && is_ours(&name.replace('_', "-"))
+}
+
+fn is_ours(name: &str) -> bool {
+    name == OUR_TENANT || OURS.iter().any(|ours| name.starts_with(ours))
+}
+
+/// A line feed without a carriage return before it, or the other way round.
+fn has_bare_line_end(raw: &[u8]) -> bool {
+    raw.iter().enumerate().any(|(at, byte)| match byte {
+        b'\n' => at == 0 || raw[at - 1] != b'\r',
+        b'\r' => raw.get(at + 1) != Some(&b'\n'),
+        _ => false,
+    })
+}
+
+fn names_field(raw: &[u8], name: &str) -> bool {
+    raw.split(|byte| *byte == b'\n').any(|line| {
+        line.len() > name.len()
+            && line[name.len()] == b':'
+            && line[..name.len()].eq_ignore_ascii_case(name.as_bytes())
+    })
+}
+
+/// Whether the text is of W3C Trace Context's form, version 00, with ids that are not zero.
+fn is_traceparent(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let hex = |part: &str| {
+        part.bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let zero = |part: &str| part.bytes().all(|b| b == b'0');
+    match parts[..] {
+        ["00", trace, span, flags] => {
+            (trace.len(), span.len(), flags.len()) == (32, 16, 2)
+                && parts.iter().all(|part| hex(part))
+                && !zero(trace)
+                && !zero(span)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(headers: &[(&'static str, &'static str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", b"/v1/jobs", None).unwrap();
+        for (name, value) in headers {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    #[test]
+    fn what_two_parsers_could_read_in_two_ways_is_refused() {
+        let fine = request(&[("content-length", "3"), ("accept", "*/*")]);
+        assert!(check_form(&fine, b"GET / HTTP/1.1\r\nA: b\r\n\r\n").is_ok());
+        assert!(check_form(&fine, b"GET / HTTP/1.1\nA: b\r\n\r\n").is_err());
+        let chunked = request(&[("transfer-encoding", "chunked")]);
+        assert!(check_form(&chunked, b"\r\n\r\n").is_ok());
+        assert!(check_form(&chunked, b"GET / HTTP/1.1\r\nContent-Length: 3\r\n\r\n").is_err());
+        for bad in [
+            request(&[("transfer-encoding", "gzip, chunked")]),
+            request(&[
+                ("transfer-encoding", "chunked"),
+                ("transfer-encoding", "chunked"),
+            ]),
+            request(&[("content-length", "+3")]),
+            request(&[("content-length", "3"), ("content-length", "3")]),
+            request(&[("upgrade", "websocket")]),
+            request(&[("jobseal_assertion", "x")]),
+            request(&[("x_tenant_id", "x")]),
+        ] {
+            assert!(check_form(&bad, b"\r\n").is_err(), "{bad:?}");
+        }
+        let absolute = RequestHeader::build("GET", b"http://a/v1/jobs", None).unwrap();
+        assert!(check_form(&absolute, b"\r\n").is_err());
+    }
+
+    #[test]
+    fn only_listed_headers_go_upstream_and_ours_are_only_ours() {
+        let mut request = request(&[
+            ("accept", "*/*"),
+            ("authorization", "Bearer secret"),
+            ("x-api-key", "secret"),
+            ("jobseal-assertion", "forged"),
+            ("x-jobseal-tenant", "forged"),
+            ("x-consumer-id", "forged"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("cookie", "a=b"),
+        ]);
+        let ours = Upstream {
+            host: "jobs:1",
+            assertion: "stated",
+            traceparent: "00-x",
+            key: None,
+            length: Some(2),
+        };
+        for_upstream(&mut request, &ours).unwrap();
+        let mut names: Vec<&str> = request.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        let expected = [
+            "accept",
+            "content-length",
+            "host",
+            "jobseal-assertion",
+            "traceparent",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(request.headers["jobseal-assertion"], "stated");
+    }
+
+    #[test]
+    fn a_forwarded_address_is_believed_only_as_far_as_trusted_proxies_wrote_it() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        let address = |peer: &str, field: &'static str| {
+            let request = request(&[("x-forwarded-for", field)]);
+            client_address(peer.parse().unwrap(), &request.headers, &trusted).to_string()
+        };
+        assert_eq!(address("192.0.2.1", "203.0.113.9"), "192.0.2.1");
+        assert_eq!(address("10.0.0.1", "203.0.113.9"), "203.0.113.9");
+        assert_eq!(
+            address("10.0.0.1", "1.1.1.1, 203.0.113.9, 10.0.0.2"),
+            "203.0.113.9"
+        );
+        assert_eq!(address("10.0.0.1", "1.1.1.1, nonsense"), "10.0.0.1");
+        assert_eq!(address("::ffff:10.0.0.1", "2001:db8::1"), "2001:db8::1");
+    }
+
+    #[test]
+    fn a_good_traceparent_is_kept_and_a_bad_one_replaced() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(
+            traceparent(&request(&[("traceparent", good)]).headers),
+            good
+        );
+        for bad in [
+            "",
+            "00-0-0-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+        ] {
+            let request = request(&[("traceparent", bad)]);
+            let made = traceparent(&request.headers);
+            assert!(made != bad && is_traceparent(&made), "{made}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The gateway: who are you, may you, where to, what did it cost.
+//!
+//! A request's path is read in [`proxy`], phases in order; requests with a body go on in `submit`.
+//! [`run`] builds everything. What a request needs to know comes from one immutable [`snapshot`];
+//! whether it is too much is decided by [`limit`]; what it cost is kept by [`spool`] until Kafka
+//! has it.
+
+pub mod admin;
+mod answer;
+pub mod auth;
+pub mod config;
+pub mod ctx;
+pub mod drain;
+pub mod headers;
+pub mod health;
+pub mod idempotency;
+pub mod limit;
+pub mod pages;
+pub mod proxy;
+pub mod redis;
+pub mod reject;
+pub mod route;
+pub mod run;
+pub mod sight;
+pub mod snapshot;
+pub mod spool;
+pub mod store;
+mod submit;
+pub mod upstream;
+pub mod usage;

@@ -1,0 +1,267 @@
+//! Rate limits: token buckets per tenant, shared by all gateways in Redis, spent through leases.
+//!
+//! A decision costs a trip to Redis only when the lease is spent and nothing was denied lately.
+//! Without Redis each gateway keeps its own share of the limit.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use contracts::{
+    id::TenantId,
+    problem::{Code, Problem},
+};
+use fred::types::Value;
+use http::HeaderName;
+use jiff::Timestamp;
+
+use crate::{
+    limit::{
+        bucket::{POLICIES, Policy, Taken},
+        lease::{Decision, Denied, Outcome, Standing, Tokens},
+    },
+    redis::{Redis, Script, Unavailable},
+    snapshot::Tenant,
+};
+
+pub mod bucket;
+pub mod lease;
+
+/// Most requests that one trip to Redis asks tokens for.
+const ASK_MAX: u32 = 1_000;
+
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// Decides whether a tenant's request may go on.
+#[derive(Debug)]
+pub struct Limiter {
+    redis: Redis,
+    script: Script,
+    gateways: u32,
+    started: Instant,
+    tenants: RwLock<HashMap<TenantId, Arc<Local>>>,
+}
+
+/// One tenant on this gateway.
+#[derive(Debug)]
+struct Local {
+    tokens: Mutex<Tokens>,
+    /// Held by the one request that asks Redis for all.
+    asking: tokio::sync::Mutex<()>,
+    waiting: AtomicU32,
+}
+
+/// How a request stands with its tenant's limits, for headers and problems.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    standing: Standing,
+    /// What refused, and for how many seconds.
+    denied: Option<(Denied, u64)>,
+}
+
+impl Limiter {
+    /// Limits shared through `redis` by at most `gateways`.
+    #[must_use]
+    pub fn new(redis: Redis, gateways: u32) -> Self {
+        let script = Script::new(include_str!("limit/take.lua"));
+        let (started, tenants) = (Instant::now(), RwLock::default());
+        Self {
+            redis,
+            script,
+            gateways,
+            started,
+            tenants,
+        }
+    }
+
+    /// Decides on one request of `tenant`.
+    pub async fn decide(&self, tenant: &Tenant) -> Verdict {
+        let local = self.local(tenant);
+        let outcome = match local.with(|tokens| tokens.decide(self.now_ms())) {
+            Decision::Known(outcome) => outcome,
+            Decision::Ask(want) => self.ask(tenant, &local, want).await,
+        };
+        match outcome {
+            Outcome::Admit(standing) => Verdict {
+                standing,
+                denied: None,
+            },
+            Outcome::Deny(standing, denied) => {
+                let wait_ms = denied.until_ms.saturating_sub(self.now_ms());
+                let seconds = wait_ms.div_ceil(1_000).max(1);
+                Verdict {
+                    standing,
+                    denied: Some((denied, seconds)),
+                }
+            }
+        }
+    }
+
+    /// Returns what is leased and not spent, before the process ends.
+    pub async fn surrender(&self) {
+        let tenants: Vec<_> = {
+            let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+            tenants
+                .iter()
+                .map(|(id, local)| (*id, Arc::clone(local)))
+                .collect()
+        };
+        for (tenant, local) in tenants {
+            let now = self.now_ms();
+            let (left, policies) = local.with(|tokens| (tokens.surrender(now), *tokens.policies()));
+            if left > 0 {
+                // Unreturned tokens come back by themselves: nothing is lost by a failure.
+                self.take(tenant, &policies, -i64::from(left)).await.ok();
+            }
+        }
+    }
+
+    /// Asks Redis, for everyone who waits at once.
+    async fn ask(&self, tenant: &Tenant, local: &Local, want: u32) -> Outcome {
+        local.waiting.fetch_add(1, Ordering::Relaxed);
+        let asking = local.asking.lock().await;
+        let waiting = local.waiting.fetch_sub(1, Ordering::Relaxed);
+        // Whoever asked before may have got enough for us, or learned that there is nothing.
+        if let Decision::Known(outcome) = local.with(|tokens| tokens.spend(self.now_ms())) {
+            return outcome;
+        }
+        let want = want.max(waiting).min(ASK_MAX);
+        let policies = Policy::of(&tenant.plan);
+        let asked_ms = self.now_ms();
+        let taken = self.take(tenant.id, &policies, i64::from(want)).await;
+        let outcome = local.with(|tokens| match &taken {
+            Ok(taken) => tokens.granted(taken, asked_ms),
+            Err(Unavailable) => tokens.without_redis(self.now_ms()),
+        });
+        drop(asking);
+        outcome
+    }
+
+    async fn take(
+        &self,
+        tenant: TenantId,
+        policies: &[Policy; POLICIES],
+        want: i64,
+    ) -> Result<Taken, Unavailable> {
+        let mut arguments = vec![Value::from(want)];
+        for policy in policies {
+            arguments.push(Value::from(policy.capacity.to_string()));
+            arguments.push(Value::from(policy.per_ms.to_string()));
+        }
+        let key = self.redis.key("rate", tenant, "");
+        let answer: Vec<i64> = self.redis.run(&self.script, key, arguments).await?;
+        let [granted, retry, violated, first, second] = answer[..] else {
+            return Err(Unavailable);
+        };
+        let count = |number: i64| u32::try_from(number.max(0)).unwrap_or(u32::MAX);
+        Ok(Taken {
+            granted: count(granted),
+            retry_ms: u64::try_from(retry).unwrap_or(0),
+            violated: [violated & 1 != 0, violated & 2 != 0],
+            remaining: [count(first), count(second)],
+        })
+    }
+
+    fn local(&self, tenant: &Tenant) -> Arc<Local> {
+        let policies = Policy::of(&tenant.plan);
+        let known = {
+            let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+            tenants.get(&tenant.id).cloned()
+        };
+        if let Some(local) = known
+            && local.with(|tokens| tokens.follows(&policies))
+        {
+            return local;
+        }
+        // Unknown, or the plan changed: what was leased under the old one is forgotten.
+        let local = Arc::new(Local {
+            tokens: Mutex::new(Tokens::new(policies, self.gateways, self.now_ms())),
+            asking: tokio::sync::Mutex::new(()),
+            waiting: AtomicU32::new(0),
+        });
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        tenants.insert(tenant.id, Arc::clone(&local));
+        local
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Local {
+    fn with<R>(&self, work: impl FnOnce(&mut Tokens) -> R) -> R {
+        work(&mut self.tokens.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Verdict {
+    /// The problem to answer with, if the request may not go on.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Problem> {
+        let (denied, seconds) = self.denied?;
+        let violated = self.standing.policies.iter().zip(denied.violated);
+        let names: Vec<String> = violated
+            .filter(|(_, violated)| *violated)
+            .map(|(policy, _)| policy.name.to_owned())
+            .collect();
+        let detail = format!("Too many requests. Try again in {seconds} s.");
+        let problem = Problem::new(Code::RateLimitExceeded, detail);
+        Some(
+            problem
+                .with_retry_after(seconds)
+                .with_violated_policies(names),
+        )
+    }
+
+    /// The fields of draft-ietf-httpapi-ratelimit-headers and the customary triple.
+    #[must_use]
+    pub fn fields(&self, now: Timestamp) -> [(HeaderName, String); 5] {
+        let Standing {
+            policies,
+            remaining,
+        } = self.standing;
+        let reset = |index: usize| match self.denied {
+            Some((denied, seconds)) if denied.violated[index] => seconds,
+            _ => policies[index].seconds_to_full(remaining[index]),
+        };
+        let mut published = Vec::with_capacity(POLICIES);
+        let mut standing = Vec::with_capacity(POLICIES);
+        for (
+            index,
+            Policy {
+                name,
+                quota,
+                window_seconds,
+                ..
+            },
+        ) in policies.iter().enumerate()
+        {
+            published.push(format!("\"{name}\";q={quota};w={window_seconds}"));
+            standing.push(format!(
+                "\"{name}\";r={};t={}",
+                remaining[index],
+                reset(index)
+            ));
+        }
+        // The triple speaks of the limit that is nearest.
+        let nearest = usize::from(remaining[1] < remaining[0]);
+        let at = now.as_second().saturating_add_unsigned(reset(nearest));
+        [
+            (POLICY, published.join(", ")),
+            (LIMIT, standing.join(", ")),
+            (X_LIMIT, policies[nearest].quota.to_string()),
+            (X_REMAINING, remaining[nearest].to_string()),
+            (X_RESET, at.to_string()),
+        ]
+    }
+}

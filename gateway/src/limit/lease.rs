@@ -1,0 +1,335 @@
+//! One tenant's tokens on this gateway: a lease of some, taken from the shared buckets at once and
+//! spent one by one; what was denied, until when; and buckets of our own for when Redis is away.
+//! Pure: the time is an argument, in milliseconds of a monotonic clock.
+
+use crate::limit::bucket::{Bucket, POLICIES, Policy, Taken, take};
+
+/// A lease not spent by then is void: another gateway may need the tokens.
+pub const LEASE_LIFE_MS: u64 = 1_000;
+/// A lease is this much traffic, by the observed rate.
+const LEASE_TRAFFIC_MS: f64 = 50.0;
+/// All gateways' leases together are at most this part of a bucket.
+const LEASE_PART: f64 = 0.02;
+/// Below this part of a bucket tokens are taken one by one.
+const NEAR_LIMIT_PART: f64 = 0.1;
+
+/// One tenant's tokens on this gateway.
+#[derive(Debug)]
+pub struct Tokens {
+    policies: [Policy; POLICIES],
+    gateways: u32,
+    left: u32,
+    void_at_ms: u64,
+    denied: Option<Denied>,
+    remaining: [u32; POLICIES],
+    traffic: Traffic,
+    own: Option<[Bucket; POLICIES]>,
+}
+
+/// What to do with a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decision {
+    /// This, without a trip.
+    Known(Outcome),
+    /// The shared buckets must be asked for this many tokens.
+    Ask(u32),
+}
+
+/// What was decided on a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outcome {
+    /// It may go on.
+    Admit(Standing),
+    /// It may not, before the time said.
+    Deny(Standing, Denied),
+}
+
+/// How a tenant stands after a decision.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// The limits.
+    pub policies: [Policy; POLICIES],
+    /// Tokens left of each, as far as known here.
+    pub remaining: [u32; POLICIES],
+}
+
+/// That there was no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// When there will be one.
+    pub until_ms: u64,
+    /// Which limits it was.
+    pub violated: [bool; POLICIES],
+}
+
+/// How fast requests come.
+#[derive(Clone, Copy, Debug)]
+struct Traffic {
+    since_ms: u64,
+    seen: u32,
+    per_ms: f64,
+}
+
+impl Tokens {
+    /// Nothing is leased yet.
+    #[must_use]
+    pub fn new(policies: [Policy; POLICIES], gateways: u32, now_ms: u64) -> Self {
+        let traffic = Traffic {
+            since_ms: now_ms,
+            seen: 0,
+            per_ms: 0.0,
+        };
+        Self {
+            policies,
+            gateways,
+            left: 0,
+            void_at_ms: 0,
+            denied: None,
+            remaining: [0; POLICIES],
+            traffic,
+            own: None,
+        }
+    }
+
+    /// Whether these are still the tenant's limits.
+    #[must_use]
+    pub fn follows(&self, policies: &[Policy; POLICIES]) -> bool {
+        self.policies == *policies
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn policies(&self) -> &[Policy; POLICIES] {
+        &self.policies
+    }
+
+    /// Decides on a request, without a trip if possible.
+    pub fn decide(&mut self, now_ms: u64) -> Decision {
+        self.traffic.seen = self.traffic.seen.saturating_add(1);
+        self.spend(now_ms)
+    }
+
+    /// As [`Tokens::decide`], for a request that waited while others asked.
+    pub fn spend(&mut self, now_ms: u64) -> Decision {
+        if let Some(denied) = self.denied {
+            if now_ms < denied.until_ms {
+                return Decision::Known(Outcome::Deny(self.standing(), denied));
+            }
+            self.denied = None;
+        }
+        if self.left > 0 && now_ms < self.void_at_ms {
+            self.left -= 1;
+            return Decision::Known(Outcome::Admit(self.standing()));
+        }
+        self.left = 0;
+        Decision::Ask(self.lease_size(now_ms))
+    }
+
+    /// The shared buckets gave this, having been asked at `asked_ms`; the request that asked is
+    /// the first to spend it.
+    pub fn granted(&mut self, taken: &Taken, asked_ms: u64) -> Outcome {
+        self.own = None;
+        let outcome = self.receive(taken, asked_ms);
+        if let Outcome::Deny(_, denied) = outcome {
+            self.denied = Some(denied);
+        }
+        outcome
+    }
+
+    /// The shared buckets cannot be asked: our own share, which starts empty, decides. What it
+    /// denies is not remembered, since Redis may be back before its time.
+    pub fn without_redis(&mut self, now_ms: u64) -> Outcome {
+        let shares = self.policies.map(|policy| policy.share(self.gateways));
+        let own = self.own.get_or_insert([Bucket::empty(now_ms); POLICIES]);
+        let taken = take(own, &shares, now_ms, 1);
+        self.receive(&taken, now_ms)
+    }
+
+    /// Takes back what is leased and not spent, to return it.
+    pub fn surrender(&mut self, now_ms: u64) -> u32 {
+        let left = std::mem::take(&mut self.left);
+        if now_ms < self.void_at_ms && self.own.is_none() {
+            left
+        } else {
+            0
+        }
+    }
+
+    fn receive(&mut self, taken: &Taken, asked_ms: u64) -> Outcome {
+        self.remaining = taken.remaining;
+        // Counted from before the trip, so that it never lives longer than its life.
+        self.void_at_ms = asked_ms + LEASE_LIFE_MS;
+        if let Some(left) = taken.granted.checked_sub(1) {
+            self.left = left;
+            return Outcome::Admit(self.standing());
+        }
+        let until_ms = asked_ms + taken.retry_ms.max(1);
+        let denied = Denied {
+            until_ms,
+            violated: taken.violated,
+        };
+        Outcome::Deny(self.standing(), denied)
+    }
+
+    fn standing(&self) -> Standing {
+        let remaining = self
+            .remaining
+            .map(|shared| shared.saturating_add(self.left));
+        Standing {
+            policies: self.policies,
+            remaining,
+        }
+    }
+
+    /// How many tokens to ask for: some traffic's worth, bounded so that what gateways hold stays
+    /// negligible, and one near a limit, where it matters.
+    fn lease_size(&mut self, now_ms: u64) -> u32 {
+        let per_ms = self.traffic.measure(now_ms);
+        let mut most = f64::INFINITY;
+        for (policy, remaining) in self.policies.iter().zip(self.remaining) {
+            if f64::from(remaining) < policy.capacity * NEAR_LIMIT_PART {
+                return 1;
+            }
+            most = most.min(policy.capacity * LEASE_PART / f64::from(self.gateways));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates"
+        )]
+        let size = (per_ms * LEASE_TRAFFIC_MS).min(most).floor() as u32;
+        size.max(1)
+    }
+}
+
+impl Traffic {
+    /// The rate since the last measure, smoothed; begins a new measure.
+    fn measure(&mut self, now_ms: u64) -> f64 {
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "milliseconds between two leases"
+        )]
+        let elapsed = now_ms.saturating_sub(self.since_ms).max(1) as f64;
+        let rate = f64::from(self.seen) / elapsed;
+        let per_ms = f64::midpoint(self.per_ms, rate);
+        *self = Self {
+            since_ms: now_ms,
+            seen: 0,
+            per_ms,
+        };
+        per_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::snapshot::Plan;
+
+    fn policies(per_minute: u32, burst: u32) -> [Policy; POLICIES] {
+        let name = "p".to_owned();
+        let per_hour = 10_000_000;
+        Policy::of(&Plan {
+            name,
+            per_minute,
+            burst,
+            per_hour,
+            active_jobs: 1,
+            priority: 5,
+        })
+    }
+
+    #[test]
+    fn a_denial_is_remembered_until_its_time_and_a_lease_is_void_after_its_life() {
+        let mut tokens = Tokens::new(policies(60, 10), 1, 0);
+        assert_eq!(tokens.decide(0), Decision::Ask(1));
+        let given = Taken {
+            granted: 3,
+            retry_ms: 0,
+            violated: [false; 2],
+            remaining: [5, 9],
+        };
+        assert!(matches!(tokens.granted(&given, 0), Outcome::Admit(_)));
+        let Decision::Known(Outcome::Admit(standing)) = tokens.decide(10) else {
+            panic!()
+        };
+        assert_eq!(standing.remaining, [6, 10]);
+        assert!(matches!(tokens.decide(LEASE_LIFE_MS), Decision::Ask(_)));
+        let none = Taken {
+            granted: 0,
+            retry_ms: 700,
+            violated: [true, false],
+            remaining: [0, 9],
+        };
+        assert!(matches!(tokens.granted(&none, 1_000), Outcome::Deny(..)));
+        let Decision::Known(Outcome::Deny(_, denied)) = tokens.decide(1_699) else {
+            panic!()
+        };
+        assert_eq!(
+            denied,
+            Denied {
+                until_ms: 1_700,
+                violated: [true, false]
+            }
+        );
+        assert!(matches!(tokens.decide(1_700), Decision::Ask(_)));
+    }
+
+    #[test]
+    fn without_redis_the_share_starts_empty_and_comes_at_its_part_of_the_rate() {
+        let mut tokens = Tokens::new(policies(60, 10), 4, 0);
+        assert_eq!(tokens.decide(0), Decision::Ask(1));
+        assert!(matches!(tokens.without_redis(0), Outcome::Deny(..)));
+        // 60 a minute by four gateways: one every four seconds.
+        assert!(matches!(tokens.decide(3_999), Decision::Ask(_)));
+        let Outcome::Deny(_, denied) = tokens.without_redis(3_999) else {
+            panic!()
+        };
+        assert_eq!(denied.until_ms, 4_000);
+        assert!(matches!(tokens.without_redis(4_000), Outcome::Admit(_)));
+    }
+
+    proptest! {
+        /// Gateways that lease, stall, crash and come back, over one shared bucket.
+        #[test]
+        fn gateways_together_admit_no_more_than_policy_and_outstanding_leases(
+            per_minute in 60u32..60_000,
+            burst in 1u32..2_000,
+            gateways in 1u32..16,
+            steps in prop::collection::vec((0u64..40, 0usize..16, 0u8..100), 50..800),
+        ) {
+            let policies = policies(per_minute, burst);
+            let mut shared = policies.map(|policy| Bucket::full(&policy, 0));
+            let fresh = |now| Tokens::new(policies, gateways, now);
+            let mut local: Vec<Tokens> = (0..gateways).map(|_| fresh(0)).collect();
+            let (mut now, mut admitted) = (0, Vec::new());
+            for (pause, gateway, chance) in steps {
+                now += pause;
+                let tokens = &mut local[gateway % gateways as usize];
+                if chance == 0 {
+                    *tokens = fresh(now);
+                }
+                let outcome = match tokens.decide(now) {
+                    Decision::Known(outcome) => outcome,
+                    Decision::Ask(want) => {
+                        tokens.granted(&take(&mut shared, &policies, now, want), now)
+                    }
+                };
+                if matches!(outcome, Outcome::Admit(_)) {
+                    admitted.push(now);
+                }
+            }
+            let leases = (policies[0].capacity * LEASE_PART).max(f64::from(gateways));
+            for (first, from) in admitted.iter().enumerate() {
+                for (count, to) in admitted[first..].iter().enumerate() {
+                    #[expect(clippy::cast_precision_loss, reason = "small")]
+                    let (count, window) = (count as f64 + 1.0, (to - from) as f64);
+                    let bound = policies[0].capacity + policies[0].per_ms * window + leases;
+                    prop_assert!(count <= bound + 1e-6, "{count} > {bound}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Redis as the request path may use it: a script a call, each with a deadline, behind a breaker.
+//! Whatever Redis holds may be lost, so a caller always has a way to go on without.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use fred::{
+    clients::Client,
+    interfaces::{ClientLike as _, LuaInterface as _},
+    types::{
+        Builder, FromValue, Value,
+        config::{Config, Options, ReconnectPolicy},
+    },
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use tracing::warn;
+
+/// So many failures one after another open the breaker: one slow answer is no outage.
+const BREAKER_FAILURES: u32 = 3;
+/// How long nobody tries again then; after that, one caller does.
+const BREAKER_OPEN: Duration = Duration::from_millis(500);
+/// Pause between attempts to connect.
+const RECONNECT_PAUSE_MS: u32 = 100;
+/// Commands that may wait inside the client.
+const COMMANDS_WAITING_MAX: usize = 10_000;
+/// How long a look by hand may take.
+const PING_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Redis, or its absence.
+#[derive(Clone)]
+pub struct Redis {
+    client: Client,
+    breaker: Arc<Breaker>,
+    prefix: Arc<str>,
+    deadline: Duration,
+}
+
+/// A script, known to Redis by its hash.
+#[derive(Debug)]
+pub struct Script {
+    text: &'static str,
+    sha1: String,
+}
+
+/// Redis is not to be had now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Redis is not available")]
+pub struct Unavailable;
+
+/// Lets calls through while they succeed; after failures only one at a time, and not soon.
+#[derive(Debug)]
+struct Breaker {
+    started: Instant,
+    /// Failures since the last success.
+    failures: AtomicU32,
+    /// Milliseconds from `started` until which nobody tries; 0 while closed.
+    open_until: AtomicU64,
+}
+
+impl Redis {
+    /// A client of the server at `url`, whose commands take at most `deadline` before the caller
+    /// goes on without; [`Redis::connect`] starts it.
+    ///
+    /// # Errors
+    /// When the URL is not one; it is not repeated, since it may hold a password.
+    pub fn new(url: &SecretString, prefix: &str, deadline: Duration) -> anyhow::Result<Self> {
+        let config = Config::from_url(url.expose_secret()).map_err(|_| {
+            anyhow::anyhow!("REDIS_URL is not of the form redis://[user:password@]host:port[/db]")
+        })?;
+        let client = Builder::from_config(config)
+            .with_connection_config(|connection| {
+                connection.connection_timeout = PING_DEADLINE;
+                connection.internal_command_timeout = PING_DEADLINE;
+                connection.max_command_attempts = 1;
+                connection.max_command_buffer_len = COMMANDS_WAITING_MAX;
+                connection.tcp.nodelay = Some(true);
+            })
+            .set_policy(ReconnectPolicy::new_constant(0, RECONNECT_PAUSE_MS))
+            .build()
+            .context("set up the Redis client")?;
+        let breaker = Arc::new(Breaker::new(Instant::now()));
+        Ok(Self {
+            client,
+            breaker,
+            prefix: prefix.into(),
+            deadline,
+        })
+    }
+
+    /// Connects in the background of the present runtime, and again whenever the connection is
+    /// lost; waits a moment for the first connection.
+    pub async fn start(&self) {
+        if let Err(error) = self.connect_and_ping().await {
+            warn!(error = format!("{error:#}"), "starting without Redis");
+        }
+    }
+
+    fn connect(&self) {
+        self.client.connect();
+    }
+
+    /// A key of ours; what is in braces decides its place in a cluster.
+    #[must_use]
+    pub fn key(&self, kind: &str, tenant: impl std::fmt::Display, rest: &str) -> String {
+        format!("{}:{kind}:{{{tenant}}}{rest}", self.prefix)
+    }
+
+    /// Runs `script` on one key.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when Redis fails, is slow, or was found so a moment ago.
+    pub async fn run<R>(
+        &self,
+        script: &Script,
+        key: String,
+        arguments: Vec<Value>,
+    ) -> Result<R, Unavailable>
+    where
+        R: FromValue + Send,
+    {
+        self.breaker.admit()?;
+        let call = self.call(script, key, arguments);
+        let outcome = match tokio::time::timeout(self.deadline, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer in {:?}", self.deadline)),
+        };
+        self.breaker.report(outcome)
+    }
+
+    /// Whether a first connection succeeds.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn connect_and_ping(&self) -> anyhow::Result<()> {
+        self.connect();
+        let connected = self.client.wait_for_connect();
+        tokio::time::timeout(PING_DEADLINE, connected)
+            .await
+            .context("cannot connect")??;
+        self.ping().await
+    }
+
+    /// Whether Redis answers, whatever the breaker says.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> anyhow::Result<()> {
+        let options = fail_fast();
+        let client = self.client.with_options(&options);
+        let ping = client.ping::<()>(None);
+        tokio::time::timeout(PING_DEADLINE, ping)
+            .await
+            .context("Redis does not answer")??;
+        Ok(())
+    }
+
+    async fn call<R>(
+        &self,
+        script: &Script,
+        key: String,
+        arguments: Vec<Value>,
+    ) -> Result<R, fred::error::Error>
+    where
+        R: FromValue + Send,
+    {
+        let client = self.client.with_options(&fail_fast());
+        let sha1 = script.sha1.as_str();
+        match client.evalsha(sha1, key.as_str(), arguments.clone()).await {
+            // A restarted Redis does not know the script; running it by text teaches it.
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                client.eval(script.text, key.as_str(), arguments).await
+            }
+            other => other,
+        }
+    }
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Script {
+    /// The script of this text.
+    #[must_use]
+    pub fn new(text: &'static str) -> Self {
+        // Redis names scripts by SHA-1; nothing is secured by it.
+        let hash = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+        let sha1 = const_hex::encode(hash);
+        Self { text, sha1 }
+    }
+}
+
+impl Breaker {
+    fn new(started: Instant) -> Self {
+        Self {
+            started,
+            failures: AtomicU32::new(0),
+            open_until: AtomicU64::new(0),
+        }
+    }
+
+    fn admit(&self) -> Result<(), Unavailable> {
+        let until = self.open_until.load(Ordering::Acquire);
+        if until == 0 {
+            return Ok(());
+        }
+        let now = self.now();
+        if now < until {
+            return Err(Unavailable);
+        }
+        // Whoever moves the time tries; the others see it moved.
+        let next = now + millis(BREAKER_OPEN);
+        self.open_until
+            .compare_exchange(until, next, Ordering::AcqRel, Ordering::Relaxed)
+            .map(|_| ())
+            .map_err(|_| Unavailable)
+    }
+
+    fn report<R>(&self, outcome: Result<R, String>) -> Result<R, Unavailable> {
+        match outcome {
+            Ok(answer) => {
+                if self.failures.load(Ordering::Relaxed) != 0 {
+                    self.failures.store(0, Ordering::Relaxed);
+                    self.open_until.store(0, Ordering::Release);
+                }
+                Ok(answer)
+            }
+            Err(error) => {
+                metrics::counter!("gateway_redis_failures_total").increment(1);
+                if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= BREAKER_FAILURES {
+                    let until = self.now() + millis(BREAKER_OPEN);
+                    if self.open_until.swap(until, Ordering::AcqRel) == 0 {
+                        warn!(error, "Redis failed: going on without");
+                    }
+                }
+                Err(Unavailable)
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.started.elapsed())
+    }
+}
+
+fn fail_fast() -> Options {
+    Options {
+        fail_fast: true,
+        ..Options::default()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_failures_nobody_tries_and_then_one() {
+        let started = Instant::now().checked_sub(BREAKER_OPEN * 9).unwrap();
+        let breaker = Breaker::new(started);
+        for _ in 0..BREAKER_FAILURES {
+            assert_eq!(breaker.admit(), Ok(()));
+            assert_eq!(breaker.report::<()>(Err("lost".into())), Err(Unavailable));
+        }
+        assert_eq!(breaker.admit(), Err(Unavailable));
+        breaker.open_until.store(breaker.now(), Ordering::Release);
+        assert_eq!(breaker.admit(), Ok(()));
+        assert_eq!(breaker.admit(), Err(Unavailable));
+        assert_eq!(breaker.report(Ok(())), Ok(()));
+        assert_eq!(breaker.admit(), Ok(()));
+    }
+}

@@ -1,0 +1,354 @@
+//! `gateway run` and `gateway check`: all components, built in order on one page, and the way out.
+
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use ops::{
+    admin::{self, Readiness},
+    clock::Clock,
+    config::EXIT_UNAVAILABLE,
+    lifecycle::Lifecycle,
+    postgres,
+    telemetry::Telemetry,
+};
+use pingora::{
+    apps::HttpServerOptions,
+    proxy::http_proxy_service_with_name,
+    server::{RunArgs, Server, configuration::ServerConf},
+};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
+use tracing::{info, warn};
+
+use crate::{
+    auth::{
+        Authenticator,
+        jwks::{Jwks, Source},
+        jwt::{Rules, Tokens},
+    },
+    config::{RunOptions, SNAPSHOT_STALE, TokenOptions},
+    drain::Drain,
+    health::Doctor,
+    idempotency::Idempotency,
+    limit::Limiter,
+    pages::Pages,
+    proxy::Gateway,
+    redis::Redis,
+    route::Routes,
+    sight::Sight,
+    snapshot::Snapshots,
+    spool::{Spool, ship::Shipper},
+    store,
+    upstream::Upstreams,
+};
+
+/// Threads for everything that is not a request.
+const BACKGROUND_THREADS: usize = 2;
+/// Attempts of a request upstream, the first included.
+const UPSTREAM_ATTEMPTS: usize = 2;
+/// Idle connections that are kept to upstreams.
+const UPSTREAM_POOL: usize = 512;
+/// A client's connection is closed after so many requests, so that clients spread over gateways.
+const REQUESTS_PER_CONNECTION: u32 = 10_000;
+/// A connection accepted just before closing may still bring a request.
+const LAST_ARRIVALS: Duration = Duration::from_millis(200);
+/// What the components may take of the drain after the last request.
+const BACKGROUND_DRAIN: Duration = Duration::from_secs(5);
+
+/// What runs beside the requests.
+struct Background {
+    readiness: Readiness,
+    limiter: Arc<Limiter>,
+    drain: Drain,
+}
+
+/// Runs until a signal, drains, and says how it went.
+///
+/// # Errors
+/// When a component cannot be built.
+pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
+    let runtime = background_runtime()?;
+    let lifecycle = Lifecycle::new(BACKGROUND_DRAIN);
+    // Pingora panics where it cannot listen; this says it in words.
+    drop(
+        std::net::TcpListener::bind(options.listen)
+            .with_context(|| format!("listen on {}", options.listen))?,
+    );
+    let (gateway, background) = runtime.block_on(build(options, &lifecycle))?;
+    let Background {
+        readiness,
+        limiter,
+        drain,
+    } = background;
+    let metrics = telemetry.metrics.clone();
+    let bind = admin::bind(
+        options.process.admin_listen,
+        readiness,
+        metrics,
+        lifecycle.stopping(),
+    );
+    let (admin_address, serve) = runtime.block_on(bind)?;
+    runtime.block_on(async { lifecycle.spawn("admin", serve) });
+    let server = server(options, gateway);
+    let listening = drain.listening();
+    let serve = move || {
+        server.run(RunArgs {
+            shutdown_signal: Box::new(listening),
+        });
+    };
+    std::thread::Builder::new()
+        .name("pingora".to_owned())
+        .spawn(serve)?;
+    info!(http.address = %options.listen, admin.address = %admin_address, "gateway listens");
+    let code = runtime.block_on(async {
+        until_told(&lifecycle).await;
+        leave(options, &drain).await;
+        limiter.surrender().await;
+        lifecycle.stop();
+        lifecycle.run_until_stopped().await
+    });
+    Ok(code)
+}
+
+/// Reaches for every dependency and says what is wrong with them.
+///
+/// # Errors
+/// When the runtime cannot be set up.
+pub fn check(options: &RunOptions) -> anyhow::Result<ExitCode> {
+    let runtime = background_runtime()?;
+    let failures = runtime.block_on(reach(options));
+    for (name, cause) in &failures {
+        warn!(
+            dependency = name,
+            error = format!("{cause:#}"),
+            "cannot be used"
+        );
+    }
+    if failures.is_empty() {
+        info!("configuration and dependencies are fine");
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::from(u8::try_from(EXIT_UNAVAILABLE).expect("69")))
+}
+
+/// Builds the components and starts those that run beside the requests.
+async fn build(
+    options: &RunOptions,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<(Gateway, Background)> {
+    let stop = || lifecycle.stopping();
+    let pool = postgres::connect(&options.database, "gateway")?;
+    postgres::require_schema(&pool, store::SCHEMA, &store::migrations()).await?;
+    let snapshots = Arc::new(Snapshots::empty(Instant::now()));
+    let follow = store::follow(options.database.clone(), Arc::clone(&snapshots), stop());
+    lifecycle.spawn("snapshot", follow);
+    let redis = redis(options)?;
+    redis.start().await;
+    let limiter = Arc::new(Limiter::new(redis.clone(), options.gateways_max));
+    let idempotency = Idempotency::new(redis.clone(), options.upstream_deadline());
+    let jwks = jwks(&options.tokens)?;
+    if let Some(jwks) = &jwks {
+        lifecycle.spawn("jwks", Arc::clone(jwks).follow(stop()));
+    }
+    let tokens = jwks
+        .clone()
+        .map(|jwks| Tokens::new(jwks, rules(&options.tokens)));
+    let upstreams = Arc::new(Upstreams::new(
+        &options.upstreams,
+        options.upstream_deadline(),
+    ));
+    lifecycle.spawn("upstreams", Arc::clone(&upstreams).resolve(stop()));
+    let spool = Arc::new(Spool::create(&options.spool_dir, options.spool_max_bytes)?);
+    lifecycle.spawn("spool", Arc::clone(&spool).keep_synced(stop()));
+    let shipper = Shipper::new(Arc::clone(&spool), options.kafka.clone());
+    lifecycle.spawn("shipper", shipper.run(stop()));
+    let snapshot_max_age = Duration::from_secs(options.snapshot_max_age_seconds);
+    let doctor = Doctor::new(
+        pool,
+        redis,
+        &options.kafka,
+        Arc::clone(&upstreams),
+        Arc::clone(&snapshots),
+        snapshot_max_age,
+    )?;
+    let health = doctor.findings();
+    lifecycle.spawn("health", doctor.follow(stop()));
+    let drain = Drain::default();
+    let readiness = readiness(&drain, &snapshots, &spool, jwks);
+    let background = Background {
+        readiness,
+        limiter: Arc::clone(&limiter),
+        drain: drain.clone(),
+    };
+    let gateway = Gateway {
+        clock: Clock::system(),
+        routes: Routes::new(),
+        snapshots,
+        snapshot_max_age,
+        authenticator: Authenticator::new(tokens),
+        limiter,
+        idempotency,
+        upstreams,
+        upstream_deadline: options.upstream_deadline(),
+        body_deadline: Duration::from_millis(options.body_deadline_ms),
+        trusted_proxies: options.trusted_proxies.0.clone(),
+        spool,
+        health,
+        pages: Pages::new(contracts::OPENAPI_JSON),
+        sight: Sight::new(),
+        drain,
+    };
+    Ok((gateway, background))
+}
+
+fn readiness(
+    drain: &Drain,
+    snapshots: &Arc<Snapshots>,
+    spool: &Arc<Spool>,
+    jwks: Option<Arc<Jwks>>,
+) -> Readiness {
+    let (drain, snapshots, spool) = (drain.clone(), Arc::clone(snapshots), Arc::clone(spool));
+    let holds = |holds: bool, otherwise: &'static str| async move {
+        anyhow::ensure!(holds, otherwise);
+        Ok(())
+    };
+    Readiness::default()
+        .with("drain", move || holds(!drain.has_begun(), "stopping"))
+        .with("snapshot", move || {
+            holds(
+                snapshots.fresh_within(SNAPSHOT_STALE, Instant::now()),
+                "Postgres is not heard",
+            )
+        })
+        .with("spool", move || {
+            holds(spool.has_room(), "the usage spool is full")
+        })
+        .with("jwks", move || {
+            let known = jwks.as_ref().is_none_or(|jwks| jwks.version() > 0);
+            holds(known, "the issuer's keys were never read")
+        })
+}
+
+fn server(options: &RunOptions, gateway: Gateway) -> Server {
+    let conf = ServerConf {
+        threads: usize::from(options.proxy_threads),
+        // Never slept through: the process ends once everyone is served.
+        grace_period_seconds: Some(options.process.drain_seconds),
+        graceful_shutdown_timeout_seconds: Some(1),
+        max_retries: UPSTREAM_ATTEMPTS,
+        upstream_keepalive_pool_size: UPSTREAM_POOL,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let mut service = http_proxy_service_with_name(&server.configuration, gateway, "gateway");
+    let mut http = HttpServerOptions::default();
+    // Not to tunnel: so that it is we who refuse it, as a problem.
+    http.allow_connect_method_proxying = true;
+    http.keepalive_request_limit = Some(REQUESTS_PER_CONNECTION);
+    let proxy = service
+        .app_logic_mut()
+        .expect("the service has not started");
+    proxy.server_options = Some(http);
+    service.add_tcp(&options.listen.to_string());
+    server.add_service(service);
+    server
+}
+
+/// Waits for a signal, or for a component that ended.
+async fn until_told(lifecycle: &Lifecycle) {
+    let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be set");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signal handlers can be set");
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: draining"),
+        _ = interrupt.recv() => info!("SIGINT: draining"),
+        () = lifecycle.stopping().cancelled_owned() => warn!("a component ended: draining"),
+    }
+}
+
+/// Not ready first; then no new connections; then until everyone is served.
+async fn leave(options: &RunOptions, drain: &Drain) {
+    drain.begin();
+    let lame_duck = Duration::from_millis(options.lame_duck_ms);
+    tokio::time::sleep(lame_duck).await;
+    drain.close();
+    tokio::time::sleep(LAST_ARRIVALS).await;
+    let rest = options
+        .process
+        .drain()
+        .saturating_sub(lame_duck + BACKGROUND_DRAIN);
+    if tokio::time::timeout(rest, drain.idle()).await.is_err() {
+        warn!("the drain deadline: dropping the requests that are left");
+    }
+}
+
+async fn reach(options: &RunOptions) -> Vec<(&'static str, anyhow::Error)> {
+    let mut failures = Vec::new();
+    let mut note = |name, outcome: anyhow::Result<()>| {
+        if let Err(cause) = outcome {
+            failures.push((name, cause));
+        }
+    };
+    let database = async {
+        let pool = postgres::connect(&options.database, "gateway check")?;
+        postgres::require_schema(&pool, store::SCHEMA, &store::migrations()).await
+    };
+    note("postgres", database.await);
+    let redis = async {
+        let redis = redis(options)?;
+        redis.connect_and_ping().await
+    };
+    note("redis", redis.await);
+    let kafka = async { ops::kafka::ping(&ops::kafka::producer(&options.kafka)?).await };
+    note("kafka", kafka.await);
+    let keys = async {
+        match jwks(&options.tokens)? {
+            Some(jwks) => jwks.read().await,
+            None => Ok(()),
+        }
+    };
+    note("jwks", keys.await);
+    note("spool", Spool::probe(&options.spool_dir));
+    for upstream in Upstreams::new(&options.upstreams, options.upstream_deadline()).all() {
+        note(upstream.audience.as_str(), upstream.ping().await);
+    }
+    failures
+}
+
+fn redis(options: &RunOptions) -> anyhow::Result<Redis> {
+    let deadline = Duration::from_millis(options.redis_deadline_ms);
+    Redis::new(&options.redis_url, &options.redis_prefix, deadline)
+}
+
+fn jwks(options: &TokenOptions) -> anyhow::Result<Option<Arc<Jwks>>> {
+    let source = match (&options.jwks_file, &options.jwks_url) {
+        (Some(file), _) => Source::File(file.clone()),
+        (None, Some(url)) => Source::Url(url.clone()),
+        (None, None) => return Ok(None),
+    };
+    let ttl = Duration::from_secs(options.jwks_ttl_seconds);
+    Ok(Some(Arc::new(Jwks::new(source, ttl)?)))
+}
+
+fn rules(options: &TokenOptions) -> Rules {
+    Rules {
+        issuer: options.jwt_issuer.clone(),
+        audience: options.jwt_audience.clone(),
+        lifetime_max: options.jwt_lifetime_max_seconds,
+    }
+}
+
+fn background_runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(BACKGROUND_THREADS)
+        .thread_name("background")
+        .enable_all()
+        .build()
+        .context("set up the background runtime")
+}

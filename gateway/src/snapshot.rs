@@ -1,0 +1,195 @@
+//! What the gateway believes about tenants: one immutable snapshot, loaded from Postgres, swapped
+//! whole, and trusted only for so long after Postgres was last heard.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use alloy::primitives::Address;
+use arc_swap::{ArcSwap, Guard};
+use contracts::{
+    assertion::{Role, Scope},
+    id::{KeyId, Subject, TenantId},
+};
+use jiff::Timestamp;
+
+/// Everything at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Grows with every change in the database.
+    pub version: i64,
+    /// Tenants by id.
+    pub tenants: HashMap<TenantId, Arc<Tenant>>,
+    /// API keys by id, revoked ones left out.
+    pub keys: HashMap<KeyId, Arc<ApiKey>>,
+    /// What may not be believed any more.
+    pub revoked: Revocations,
+}
+
+/// Who pays.
+#[derive(Debug)]
+pub struct Tenant {
+    /// Which one.
+    pub id: TenantId,
+    /// What they bought.
+    pub plan: Arc<Plan>,
+}
+
+/// What a tenant may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Its name.
+    pub name: String,
+    /// Requests a minute, sustained.
+    pub per_minute: u32,
+    /// Requests at once on top of that.
+    pub burst: u32,
+    /// Requests an hour.
+    pub per_hour: u32,
+    /// Unfinished jobs.
+    pub active_jobs: u32,
+    /// How early its jobs' turn comes, 1 to 9.
+    pub priority: u8,
+}
+
+/// A credential of ours.
+#[derive(Debug)]
+pub struct ApiKey {
+    /// Which one.
+    pub id: KeyId,
+    /// SHA-256 of its secret.
+    pub secret_hash: [u8; 32],
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// Whom it speaks for.
+    pub identity: Identity,
+}
+
+/// Whom a credential speaks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Whose data is asked for.
+    pub tenant: TenantId,
+    /// Who asks.
+    pub subject: Subject,
+    /// Their team.
+    pub team: Option<Subject>,
+    /// Their EVM address.
+    pub submitter: Option<Address>,
+    /// What they are.
+    pub role: Role,
+    /// What they may do.
+    pub scopes: Vec<Scope>,
+}
+
+/// What may not be believed any more.
+#[derive(Debug, Default)]
+pub struct Revocations {
+    /// Tokens, by `jti`.
+    pub tokens: HashSet<String>,
+    /// Subjects.
+    pub subjects: HashSet<String>,
+    /// Tenants.
+    pub tenants: HashSet<String>,
+}
+
+/// Holds the present snapshot. A request loads it once.
+#[derive(Debug)]
+pub struct Snapshots {
+    current: ArcSwap<Snapshot>,
+    started: Instant,
+    /// Milliseconds from `started` to the last word from Postgres; 0 while there was none.
+    confirmed: AtomicU64,
+}
+
+impl Revocations {
+    /// Whether a credential of this identity, and this `jti` if it is a token, is revoked.
+    #[must_use]
+    pub fn cover(&self, identity: &Identity, jti: Option<&str>) -> bool {
+        let Identity {
+            tenant, subject, ..
+        } = identity;
+        jti.is_some_and(|jti| self.tokens.contains(jti))
+            || (!self.subjects.is_empty() && self.subjects.contains(subject.as_str()))
+            || (!self.tenants.is_empty() && self.tenants.contains(&tenant.to_string()))
+    }
+}
+
+impl Snapshots {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn empty(now: Instant) -> Self {
+        Self {
+            current: ArcSwap::default(),
+            started: now,
+            confirmed: AtomicU64::new(0),
+        }
+    }
+
+    /// The present snapshot.
+    #[must_use]
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.current.load()
+    }
+
+    /// Replaces the snapshot, which was true at `now`.
+    pub fn swap(&self, snapshot: Snapshot, now: Instant) {
+        self.current.store(Arc::new(snapshot));
+        self.confirm(now);
+    }
+
+    /// Postgres said at `now` that the snapshot is still true.
+    pub fn confirm(&self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.started).as_millis();
+        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX).max(1);
+        self.confirmed.store(elapsed, Ordering::Release);
+    }
+
+    /// How long ago the snapshot was last known to be true; `None` if it never was.
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        match self.confirmed.load(Ordering::Acquire) {
+            0 => None,
+            elapsed => {
+                let confirmed = self.started + Duration::from_millis(elapsed);
+                Some(now.saturating_duration_since(confirmed))
+            }
+        }
+    }
+
+    /// Whether the snapshot was known to be true at most `limit` ago.
+    #[must_use]
+    pub fn fresh_within(&self, limit: Duration, now: Instant) -> bool {
+        self.age(now).is_some_and(|age| age <= limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_ages_from_the_last_word_and_starts_unknown() {
+        let start = Instant::now();
+        let snapshots = Snapshots::empty(start);
+        let limit = Duration::from_secs(3);
+        assert!(!snapshots.fresh_within(limit, start));
+        snapshots.swap(
+            Snapshot {
+                version: 7,
+                ..Snapshot::default()
+            },
+            start,
+        );
+        assert_eq!(snapshots.load().version, 7);
+        assert!(snapshots.fresh_within(limit, start + limit));
+        assert!(!snapshots.fresh_within(limit, start + limit + limit));
+        snapshots.confirm(start + limit + limit);
+        assert!(snapshots.fresh_within(limit, start + limit + limit));
+    }
+}

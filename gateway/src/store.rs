@@ -1,0 +1,256 @@
+//! The gateway's tables in Postgres, one function a statement, and the loop that keeps the snapshot
+//! true: told by NOTIFY, looking once a second anyway.
+
+use std::{
+    collections::HashMap,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow};
+use contracts::id::{KeyId, Subject, TenantId};
+use futures::{StreamExt as _, stream::poll_fn};
+use ops::config::DatabaseOptions;
+use secrecy::ExposeSecret as _;
+use tokio::sync::mpsc;
+use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, NoTls, Row};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::snapshot::{ApiKey, Identity, Plan, Revocations, Snapshot, Snapshots, Tenant};
+
+/// The schema that is ours.
+pub const SCHEMA: &str = "gateway";
+
+const CHANNEL: &str = "gateway_changes";
+/// How often Postgres is asked whether anything changed, were a notification lost.
+const POLL: Duration = Duration::from_secs(1);
+/// How long one look may take before the connection is given up.
+const LOOK_DEADLINE: Duration = Duration::from_secs(2);
+/// Pause before a lost connection is made anew.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// The migrations of our schema.
+#[must_use]
+pub fn migrations() -> Vec<ops::postgres::Migration> {
+    let own = [(
+        "V10__gateway",
+        include_str!("../migrations/V10__gateway.sql"),
+    )];
+    ops::postgres::migrations(SCHEMA, &own)
+}
+
+/// Keeps `snapshots` true until the process stops. Outages only make it age.
+///
+/// # Errors
+/// Never by itself.
+pub async fn follow(
+    options: DatabaseOptions,
+    snapshots: Arc<Snapshots>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            ended = follow_once(&options, &snapshots) => {
+                let error = format!("{:#}", ended.expect_err("only ends by an error"));
+                warn!(error, "the snapshot is not being kept true: connecting again");
+            }
+        }
+        tokio::time::sleep(RECONNECT_PAUSE).await;
+    }
+    Ok(())
+}
+
+/// One connection's worth of [`follow`].
+async fn follow_once(
+    options: &DatabaseOptions,
+    snapshots: &Snapshots,
+) -> anyhow::Result<std::convert::Infallible> {
+    let mut config = tokio_postgres::Config::from_str(options.database_url.expose_secret())
+        .context("DATABASE_URL is not of the form postgres://user:password@host:port/database")?;
+    config
+        .application_name("gateway snapshot")
+        .connect_timeout(LOOK_DEADLINE);
+    let (mut client, mut connection) = config.connect(NoTls).await.context("connect")?;
+    let (told, mut changes) = mpsc::channel(1);
+    let drive = async move {
+        let mut messages = poll_fn(|context| connection.poll_message(context));
+        while let Some(message) = messages.next().await {
+            if let AsyncMessage::Notification(_) = message.context("connection")? {
+                // One waiting notice is enough: the look that follows sees everything.
+                told.try_send(()).ok();
+            }
+        }
+        Err(anyhow!("the connection was closed"))
+    };
+    let look = async {
+        client
+            .batch_execute(&format!("-- gateway.listen\nLISTEN {CHANNEL}"))
+            .await?;
+        loop {
+            tokio::time::timeout(LOOK_DEADLINE, refresh(&mut client, snapshots))
+                .await
+                .context("Postgres does not answer")??;
+            tokio::time::timeout(POLL, changes.recv()).await.ok();
+        }
+    };
+    tokio::select! {
+        ended = drive => ended,
+        ended = look => ended,
+    }
+}
+
+/// Looks once whether anything changed, and loads everything if so.
+async fn refresh(client: &mut Client, snapshots: &Snapshots) -> anyhow::Result<()> {
+    // Taken before asking: what is read is at least as new as this moment.
+    let now = Instant::now();
+    let known = snapshots.age(now).map(|_| snapshots.load().version);
+    if known == Some(version(client).await?) {
+        snapshots.confirm(now);
+        return Ok(());
+    }
+    let transaction = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await?;
+    let snapshot = load(&transaction).await?;
+    transaction.commit().await?;
+    info!(
+        snapshot.version = snapshot.version,
+        tenants = snapshot.tenants.len(),
+        keys = snapshot.keys.len(),
+        "snapshot loaded"
+    );
+    snapshots.swap(snapshot, now);
+    Ok(())
+}
+
+async fn version(client: &impl GenericClient) -> Result<i64, tokio_postgres::Error> {
+    let row = client
+        .query_one(
+            "-- gateway.version\nSELECT version FROM gateway.changes",
+            &[],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+async fn load(client: &impl GenericClient) -> anyhow::Result<Snapshot> {
+    let plans = plans(client).await?;
+    let mut tenants = HashMap::new();
+    for row in tenant_rows(client).await? {
+        let id = TenantId::from_uuid(row.get("id"));
+        let plan = plans
+            .get(row.get::<_, &str>("plan"))
+            .context("a tenant has a plan")?;
+        tenants.insert(
+            id,
+            Arc::new(Tenant {
+                id,
+                plan: Arc::clone(plan),
+            }),
+        );
+    }
+    let mut keys = HashMap::new();
+    for row in key_rows(client).await? {
+        // A key that cannot be read must not take all others with it.
+        match key(&row) {
+            Ok(key) => drop(keys.insert(key.id, Arc::new(key))),
+            Err(error) => warn!(error = format!("{error:#}"), "an API key is unreadable"),
+        }
+    }
+    let (version, revoked) = (version(client).await?, revocations(client).await?);
+    Ok(Snapshot {
+        version,
+        tenants,
+        keys,
+        revoked,
+    })
+}
+
+async fn plans(client: &impl GenericClient) -> anyhow::Result<HashMap<String, Arc<Plan>>> {
+    let sql = "-- gateway.plans\n\
+               SELECT name, per_minute, burst, per_hour, active_jobs, priority\n\
+               FROM gateway.plans";
+    let rows = client.query(sql, &[]).await?;
+    let named = rows.iter().map(|row| {
+        let plan = plan(row)?;
+        anyhow::Ok((plan.name.clone(), Arc::new(plan)))
+    });
+    named.collect()
+}
+
+/// The plan that a row with all its columns is.
+pub(crate) fn plan(row: &Row) -> anyhow::Result<Plan> {
+    let count = |column: &str| u32::try_from(row.get::<_, i32>(column));
+    Ok(Plan {
+        name: row.get("name"),
+        per_minute: count("per_minute")?,
+        burst: count("burst")?,
+        per_hour: count("per_hour")?,
+        active_jobs: count("active_jobs")?,
+        priority: u8::try_from(row.get::<_, i16>("priority"))?,
+    })
+}
+
+async fn tenant_rows(client: &impl GenericClient) -> Result<Vec<Row>, tokio_postgres::Error> {
+    client
+        .query(
+            "-- gateway.tenants\nSELECT id, plan FROM gateway.tenants",
+            &[],
+        )
+        .await
+}
+
+async fn key_rows(client: &impl GenericClient) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let sql = "-- gateway.keys\n\
+               SELECT id, tenant_id, subject, team, submitter, role, scopes, secret_hash,\n    \
+               expires_at\n\
+               FROM gateway.api_keys\n\
+               WHERE revoked_at IS NULL AND expires_at > clock_timestamp()";
+    client.query(sql, &[]).await
+}
+
+fn key(row: &Row) -> anyhow::Result<ApiKey> {
+    let id = KeyId::from_uuid(row.get("id"));
+    let optional = |column| row.get::<_, Option<&str>>(column);
+    let read = || {
+        let identity = Identity {
+            tenant: TenantId::from_uuid(row.get("tenant_id")),
+            subject: row.get::<_, &str>("subject").parse()?,
+            team: optional("team").map(Subject::from_str).transpose()?,
+            submitter: optional("submitter").map(str::parse).transpose()?,
+            role: row.get::<_, &str>("role").parse()?,
+            scopes: row
+                .get::<_, Vec<&str>>("scopes")
+                .into_iter()
+                .map(str::parse)
+                .collect::<Result<_, _>>()?,
+        };
+        anyhow::Ok(ApiKey {
+            id,
+            identity,
+            secret_hash: row.get::<_, &[u8]>("secret_hash").try_into()?,
+            expires_at: row.get("expires_at"),
+        })
+    };
+    read().with_context(|| id.to_string())
+}
+
+async fn revocations(client: &impl GenericClient) -> anyhow::Result<Revocations> {
+    let sql = "-- gateway.revocations\nSELECT kind, value FROM gateway.revocations";
+    let mut revoked = Revocations::default();
+    for row in client.query(sql, &[]).await? {
+        let kind = match row.get::<_, &str>("kind") {
+            "jti" => &mut revoked.tokens,
+            "subject" => &mut revoked.subjects,
+            _ => &mut revoked.tenants,
+        };
+        kind.insert(row.get("value"));
+    }
+    Ok(revoked)
+}

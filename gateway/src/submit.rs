@@ -1,0 +1,206 @@
+//! Requests with a body are transactions: read whole, decided, sent upstream, the answer captured,
+//! kept under the idempotency key, returned.
+
+use bytes::{Bytes, BytesMut};
+use contracts::problem::{Code, Problem};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use pingora::{
+    http::{RequestHeader, ResponseHeader},
+    proxy::Session,
+};
+
+use crate::{
+    config::BODY_MAX_BYTES,
+    ctx::{Ctx, Stop},
+    headers,
+    idempotency::{self, Claim, Fingerprint, Kept, Key, Standing},
+    proxy::{Gateway, target},
+    reject,
+    route::{Body, Forward, Transaction},
+    upstream::{Answer, Failure},
+};
+
+/// Answer headers that a replay repeats.
+const KEPT_HEADERS: [header::HeaderName; 3] =
+    [header::CONTENT_TYPE, header::LOCATION, header::ETAG];
+
+/// Serves an admitted request of a route that takes a body.
+pub(crate) async fn serve(
+    gateway: &Gateway,
+    session: &mut Session,
+    ctx: &mut Ctx,
+    forward: &Forward,
+    transaction: Transaction,
+) -> Result<(), Stop> {
+    let key = Key::of(&session.req_header().headers)?;
+    if key.is_none() && transaction.key_required {
+        let detail = "Send an Idempotency-Key: a retry with the same one cannot act twice.";
+        return Err(Problem::new(Code::IdempotencyKeyRequired, detail).into());
+    }
+    let body = read(gateway, session).await?;
+    ctx.request_bytes = body.len() as u64;
+    check(transaction.body, &session.req_header().headers, &body)?;
+    let claim = match &key {
+        None => None,
+        Some(key) => match claim(gateway, session, ctx, key, &body).await? {
+            Standing::Claimed(claim) => Some(claim),
+            Standing::Replay(kept) => {
+                ctx.replayed = true;
+                let (header, body) = replay(kept)?;
+                return Ok(gateway.answer(session, ctx, header, body).await?);
+            }
+        },
+    };
+    let outcome = exchange(gateway, session, ctx, forward, key.as_ref(), &body).await;
+    if let Some(claim) = claim {
+        settle(gateway, claim, transaction, &outcome).await;
+    }
+    let Answer { mut header, body } = outcome.map_err(reject::failure)?;
+    headers::from_upstream(&mut header);
+    header.remove_header(&header::TRANSFER_ENCODING);
+    ctx.replayed = header.remove_header(idempotency::REPLAYED).is_some();
+    Ok(gateway.answer(session, ctx, header, body).await?)
+}
+
+/// Reads the body whole, within its size and time.
+async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
+    let headers = &session.req_header().headers;
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    let length = length.map_or(Some(0), |length| length.parse::<usize>().ok());
+    if length.is_none_or(|length| length > BODY_MAX_BYTES) {
+        return Err(too_large());
+    }
+    let expects = headers.get(header::EXPECT).map(HeaderValue::as_bytes);
+    if expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")) {
+        session.write_continue_response().await?;
+    }
+    let whole = async {
+        let mut body = BytesMut::with_capacity(length.unwrap_or(0));
+        while let Some(chunk) = session.read_request_body().await? {
+            if body.len() + chunk.len() > BODY_MAX_BYTES {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    };
+    let Ok(outcome) = tokio::time::timeout(gateway.body_deadline, whole).await else {
+        session.set_keepalive(None);
+        let detail = "The body was not received in time.";
+        return Err(Problem::new(Code::RequestTimeout, detail).into());
+    };
+    outcome
+}
+
+/// Whether the body is what the route wants.
+fn check(wanted: Body, headers: &HeaderMap, body: &[u8]) -> Result<(), Problem> {
+    if wanted == Body::OptionalJson && body.is_empty() {
+        return Ok(());
+    }
+    contracts::server::require_json(headers)?;
+    match wanted {
+        Body::Job => contracts::api::jobs::validate_submit(body).map(drop),
+        Body::Json | Body::OptionalJson => {
+            contracts::server::parse_json::<serde::de::IgnoredAny>(body).map(drop)
+        }
+    }
+}
+
+async fn claim(
+    gateway: &Gateway,
+    session: &Session,
+    ctx: &Ctx,
+    key: &Key,
+    body: &[u8],
+) -> Result<Standing, Problem> {
+    let request = session.req_header();
+    let fingerprint = Fingerprint::new(&request.method, target(request), body);
+    let principal = ctx
+        .principal
+        .as_ref()
+        .expect("only admitted requests come here");
+    gateway
+        .idempotency
+        .claim(principal.tenant.id, key, &fingerprint)
+        .await
+}
+
+/// Sends the request upstream and captures the answer.
+async fn exchange(
+    gateway: &Gateway,
+    session: &Session,
+    ctx: &Ctx,
+    forward: &Forward,
+    key: Option<&Key>,
+    body: &Bytes,
+) -> Result<Answer, Failure> {
+    let mut request: RequestHeader = session.req_header().clone();
+    let assertion = gateway.assertion(session, ctx, forward, body);
+    let ours = headers::Upstream {
+        host: &gateway.upstreams.get(forward.upstream).host,
+        assertion: &assertion,
+        traceparent: &ctx.traceparent,
+        key,
+        length: Some(body.len()),
+    };
+    request.set_version(http::Version::HTTP_11);
+    headers::for_upstream(&mut request, &ours).map_err(|_| Failure::Unreachable)?;
+    // With a key the upstream's record knows a repetition.
+    let may_repeat = key.is_some();
+    let upstreams = &gateway.upstreams;
+    let answer = upstreams
+        .exchange(forward.upstream, &request, body, may_repeat)
+        .await?;
+    Gateway::check_belief(&answer.header, ctx).map_err(|_| Failure::Broken)?;
+    Ok(answer)
+}
+
+/// Ends the claim: only success is kept, and never a secret. After anything else the key is free,
+/// and the upstream's record arbitrates on what a retry does.
+async fn settle(
+    gateway: &Gateway,
+    claim: Claim,
+    transaction: Transaction,
+    outcome: &Result<Answer, Failure>,
+) {
+    let idempotency = &gateway.idempotency;
+    match outcome {
+        Ok(Answer { header, .. }) if header.status.is_success() && transaction.secret => {
+            idempotency.keep_secret(claim).await;
+        }
+        Ok(Answer { header, body }) if header.status.is_success() => {
+            let kept = header
+                .headers
+                .iter()
+                .filter(|(name, _)| KEPT_HEADERS.contains(name));
+            let headers = kept.filter_map(|(name, value)| {
+                Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
+            });
+            let (status, body) = (header.status.as_u16(), body.clone());
+            let kept = Kept {
+                status,
+                headers: headers.collect(),
+                body,
+            };
+            idempotency.keep(claim, &kept).await;
+        }
+        _ => idempotency.free(claim).await,
+    }
+}
+
+fn replay(kept: Kept) -> Result<(ResponseHeader, Bytes), Stop> {
+    let status = StatusCode::from_u16(kept.status).unwrap_or(StatusCode::OK);
+    let mut header = ResponseHeader::build(status, None)?;
+    for (name, value) in kept.headers {
+        header.insert_header(name, value)?;
+    }
+    Ok((header, kept.body))
+}
+
+fn too_large() -> Stop {
+    let detail = format!("The body may have at most {BODY_MAX_BYTES} bytes.");
+    let problem = Problem::new(Code::PayloadTooLarge, detail);
+    problem.with_max_size(BODY_MAX_BYTES as u64).into()
+}

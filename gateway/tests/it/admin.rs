@@ -1,0 +1,191 @@
+//! `gateway admin`, and how soon running gateways follow; revocations and rotated keys.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::join_all;
+use ops::testing::eventually;
+use reqwest::StatusCode;
+use serde_json::json;
+
+use crate::{
+    app::{self, App},
+    issuer::Issuer,
+};
+
+async fn status(app: &App, credential: &str) -> StatusCode {
+    let request = app
+        .client
+        .get(format!("{}/v1/jobs", app.url))
+        .bearer_auth(credential);
+    request.send().await.unwrap().status()
+}
+
+async fn becomes(app: &App, credential: &str, wanted: StatusCode) {
+    eventually("the gateway follows", Duration::from_secs(2), async || {
+        (status(app, credential).await == wanted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_lives_until_it_is_revoked_or_expires() {
+    let app = app::start(&[]).await;
+    let create = format!(
+        "admin key create --tenant {} --scopes jobs:read",
+        app.tenant
+    );
+    let created = app.admin(&format!(
+        "{create} --role admin --subject user_a --expires-in 1h"
+    ));
+    let key = created["key"].as_str().unwrap();
+    assert_eq!(
+        (&created["tenant_id"], &created["subject"]),
+        (&json!(app.tenant), &json!("user_a"))
+    );
+    becomes(&app, key, StatusCode::OK).await;
+    app.admin(&format!(
+        "admin key revoke {}",
+        created["key_id"].as_str().unwrap()
+    ));
+    becomes(&app, key, StatusCode::UNAUTHORIZED).await;
+    let short = app.admin(&format!("{create} --expires-in 2s"));
+    let short = short["key"].as_str().unwrap();
+    becomes(&app, short, StatusCode::OK).await;
+    eventually("the key expires", Duration::from_secs(5), async || {
+        (status(&app, short).await == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
+    let listed = app.admin("admin key list").to_string();
+    assert!(
+        listed.contains("user_a") && !listed.contains("secret"),
+        "{listed}"
+    );
+    // Nothing in the database is a key.
+    let stored = app.database.pool().get().await.unwrap();
+    let rows = stored
+        .query("SELECT api_keys::text FROM gateway.api_keys", &[])
+        .await
+        .unwrap();
+    let secret = &key[37..85];
+    assert!(
+        rows.iter()
+            .all(|row| !row.get::<_, &str>(0).contains(secret))
+    );
+}
+
+#[tokio::test]
+async fn tokens_subjects_and_tenants_can_be_revoked() {
+    let app = app::start(&[]).await;
+    let mut claims = Issuer::claims(&app.tenant, "jobs:read");
+    claims["jti"] = json!("token-1");
+    let token = app.issuer.sign(&claims);
+    let other = app.issuer.sign(&Issuer::claims(&app.tenant, "jobs:read"));
+    assert_eq!(status(&app, &token).await, StatusCode::OK);
+    let client = app.database.pool().get().await.unwrap();
+    let revoke = async |kind: &str, value: &str| {
+        let sql = "INSERT INTO gateway.revocations (kind, value) VALUES ($1, $2)";
+        client.execute(sql, &[&kind, &value]).await.unwrap();
+    };
+    revoke("jti", "token-1").await;
+    becomes(&app, &token, StatusCode::UNAUTHORIZED).await;
+    assert_eq!(status(&app, &other).await, StatusCode::OK);
+    revoke("subject", "user_token").await;
+    becomes(&app, &other, StatusCode::UNAUTHORIZED).await;
+    assert_eq!(status(&app, &app.key).await, StatusCode::OK);
+    revoke("tenant", &app.tenant).await;
+    becomes(&app, &app.key, StatusCode::UNAUTHORIZED).await;
+}
+
+#[tokio::test]
+async fn a_new_key_of_the_issuer_is_found_when_a_token_names_it() {
+    let app = app::start(&[]).await;
+    let second = Issuer::new("k2");
+    Issuer::write(&[&app.issuer, &second], &app.jwks);
+    let claims = Issuer::claims(&app.tenant, "jobs:read");
+    assert_eq!(status(&app, &second.sign(&claims)).await, StatusCode::OK);
+    assert_eq!(
+        status(&app, &app.issuer.sign(&claims)).await,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn keys_by_url_are_fetched_once_for_everyone_and_kept_while_the_issuer_is_away() {
+    let (first, second) = (Issuer::new("u1"), Issuer::new("u2"));
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let document = Arc::new(Mutex::new(Issuer::jwks(&[&first])));
+    let served = (Arc::clone(&fetched), Arc::clone(&document));
+    let route = axum::routing::get(async move || {
+        served.0.fetch_add(1, Ordering::SeqCst);
+        axum::Json(served.1.lock().unwrap().clone())
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/jwks", listener.local_addr().unwrap());
+    #[expect(clippy::disallowed_methods, reason = "aborted below")]
+    let issuer = tokio::spawn(async move {
+        axum::serve(listener, axum::Router::new().route("/jwks", route)).await
+    });
+    let app = app::start(&[("JWKS_URL", &url)]).await;
+    let claims = Issuer::claims(&app.tenant, "jobs:read");
+    assert_eq!(status(&app, &first.sign(&claims)).await, StatusCode::OK);
+    assert_eq!(fetched.load(Ordering::SeqCst), 1);
+    *document.lock().unwrap() = Issuer::jwks(&[&first, &second]);
+    // Many tokens of the new key, and of keys that nobody has: one fetch.
+    let strangers: Vec<Issuer> = (0..8).map(|n| Issuer::new(&format!("x{n}"))).collect();
+    let tokens = strangers
+        .iter()
+        .chain([&second])
+        .map(|issuer| issuer.sign(&claims));
+    let statuses = join_all(tokens.map(async |token| status(&app, &token).await)).await;
+    let accepted = statuses
+        .iter()
+        .filter(|status| **status == StatusCode::OK)
+        .count();
+    assert_eq!((accepted, fetched.load(Ordering::SeqCst)), (1, 2));
+    issuer.abort();
+    assert_eq!(status(&app, &first.sign(&claims)).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn wrong_orders_are_refused_in_words() {
+    let app = app::start(&[]).await;
+    for (command, code, words) in [
+        ("admin tenant create t --plan nonsense", 1, "does not exist"),
+        ("admin plan create test", 1, "exists already"),
+        ("admin plan create bad --burst 0", 1, "out of its range"),
+        (
+            "admin key revoke key_0197e2a04b7c7d3e8f5a6b7c8d9e0f1a",
+            1,
+            "there is no key",
+        ),
+        (
+            "admin key create --tenant nonsense --scopes jobs:read",
+            64,
+            "tenant_",
+        ),
+        ("admin nonsense", 64, "nonsense"),
+    ] {
+        let output = app.run(command);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{command}: {said}");
+        assert!(said.contains(words), "{command}: {said}");
+    }
+    assert!(app.admin("admin plan list").to_string().contains("default"));
+    assert!(
+        app.admin("admin tenant list")
+            .to_string()
+            .contains(&app.tenant)
+    );
+    let check = app.run("check");
+    assert!(
+        check.status.success(),
+        "{}",
+        String::from_utf8_lossy(&check.stderr)
+    );
+}

@@ -1,0 +1,171 @@
+//! Rate limits: the published headers, the refusal, the recovery, and the way on without Redis.
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use ops::testing::{TestProcess, eventually};
+use reqwest::{Response, StatusCode};
+use serde_json::json;
+
+use crate::app::{self, App, free_address, problem};
+
+struct Redis {
+    process: TestProcess,
+    address: String,
+}
+
+impl Redis {
+    fn start() -> Self {
+        let address = free_address();
+        Self {
+            process: Self::run(&address),
+            address,
+        }
+    }
+
+    fn run(address: &str) -> TestProcess {
+        let port = address.rsplit_once(':').unwrap().1;
+        TestProcess::start(
+            Command::new("redis-server")
+                .args([
+                    "--port",
+                    port,
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
+                .stdout(Stdio::null()),
+        )
+    }
+
+    fn restart(&mut self) {
+        self.process = Self::run(&self.address);
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+}
+
+fn number(response: &Response, name: &str) -> i64 {
+    response.headers()[name].to_str().unwrap().parse().unwrap()
+}
+
+async fn counted(app: &App) {
+    // The first request may come before Redis is connected, and then counts locally.
+    eventually("Redis counts", Duration::from_secs(5), async || {
+        let response = app.get("/v1/jobs").await;
+        (response.status() == StatusCode::OK).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_limit_is_published_enforced_and_recovers_as_told() {
+    let plan = "--per-minute 120 --burst 5 --per-hour 1000";
+    let app = app::start_with_plan(&[("GATEWAYS_MAX", "1")], plan).await;
+    counted(&app).await;
+    let mut refused = None;
+    for _ in 0..10 {
+        let response = app.get("/v1/jobs").await;
+        let policy = response.headers()["ratelimit-policy"].to_str().unwrap();
+        assert_eq!(policy, "\"minute\";q=120;w=60, \"hour\";q=1000;w=3600");
+        assert_eq!(number(&response, "x-ratelimit-limit"), 120);
+        if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            refused = Some(response);
+            break;
+        }
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+    let refused = refused.expect("a burst of 5 does not hold 10");
+    let retry_after = number(&refused, "retry-after");
+    assert!((1..=2).contains(&retry_after), "{retry_after}");
+    assert_eq!(number(&refused, "x-ratelimit-remaining"), 0);
+    let limit = refused.headers()["ratelimit"].to_str().unwrap();
+    assert!(
+        limit.starts_with(&format!("\"minute\";r=0;t={retry_after}")),
+        "{limit}"
+    );
+    let hits = app.upstreams.seen.count();
+    let problem = problem(refused).await;
+    assert_eq!(problem["code"], "RATE_LIMIT_EXCEEDED");
+    assert_eq!(problem["retry_after"], retry_after);
+    assert_eq!(problem["violated-policies"], json!(["minute"]));
+    assert!(
+        problem["type"]
+            .as_str()
+            .unwrap()
+            .ends_with("quota-exceeded")
+    );
+    assert_eq!(app.upstreams.seen.count(), hits);
+    tokio::time::sleep(Duration::from_secs(u64::try_from(retry_after).unwrap())).await;
+    assert_eq!(app.get("/v1/jobs").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn two_gateways_share_one_limit() {
+    let plan = "--per-minute 60 --burst 20 --per-hour 1000";
+    let mut one = app::start_with_plan(&[], plan).await;
+    let two = one.second().await;
+    counted(&one).await;
+    let started = Instant::now();
+    let mut admitted = 1;
+    for _ in 0..30 {
+        for url in [&one.url, &two] {
+            let request = one
+                .client
+                .get(format!("{url}/v1/jobs"))
+                .bearer_auth(&one.key);
+            admitted += u64::from(request.send().await.unwrap().status() == StatusCode::OK);
+        }
+    }
+    let most = 20 + started.elapsed().as_secs() + 2;
+    assert!(
+        (20..=most).contains(&admitted),
+        "{admitted} of at most {most}"
+    );
+    one.gateway.kill();
+}
+
+#[tokio::test]
+async fn without_redis_requests_go_on_within_this_gateways_share() {
+    let mut redis = Redis::start();
+    let url = redis.url();
+    let plan = "--per-minute 6000 --burst 100 --per-hour 1000000";
+    let changes = [("REDIS_URL", url.as_str()), ("GATEWAYS_MAX", "2")];
+    let app = app::start_with_plan(&changes, plan).await;
+    counted(&app).await;
+    redis.process.kill();
+    let started = Instant::now();
+    let (mut admitted, mut slowest) = (0_u32, Duration::ZERO);
+    while started.elapsed() < Duration::from_secs(3) {
+        let asked = Instant::now();
+        let response = app.get("/v1/jobs").await;
+        slowest = slowest.max(asked.elapsed());
+        match response.status() {
+            StatusCode::OK => admitted += 1,
+            status => assert_eq!(status, StatusCode::TOO_MANY_REQUESTS),
+        }
+    }
+    // Half of 100 a second for three seconds, and what the lease still held.
+    assert!((30..=3 * 50 + 60).contains(&admitted), "{admitted}");
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    // Transactions go on without the fast path too: the service's record arbitrates.
+    let both = [app.submit("k", "a").await, app.submit("k", "a").await];
+    assert!(
+        both.iter()
+            .all(|response| response.status() != StatusCode::INTERNAL_SERVER_ERROR)
+    );
+    redis.restart();
+    eventually("Redis counts again", Duration::from_secs(10), async || {
+        app.submit("k2", "a").await;
+        let again = app.submit("k2", "a").await;
+        again.headers().get("idempotency-replayed").map(drop)
+    })
+    .await;
+}

@@ -1,0 +1,255 @@
+//! Usage: one record in Kafka for each answered request, whatever is killed in between.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use contracts::event::{Attributes, USAGE_RECORDED, UsageRecorded};
+use futures::future::join_all;
+use rdkafka::{
+    ClientConfig, Message as _, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+    message::Headers as _,
+};
+use reqwest::{Method, StatusCode};
+
+use crate::app::{self, App, free_address, problem};
+
+/// As many as `ops::kafka::ensure_topics` makes.
+const PARTITIONS: i32 = 6;
+
+/// The usage records in Kafka, by `ce_id`, once all of `wanted` are there.
+async fn shipped(app: &App, wanted: BTreeSet<String>) -> BTreeMap<String, UsageRecorded> {
+    let brokers = ops::testing::service("KAFKA_BROKERS");
+    let topic = format!("{}{USAGE_RECORDED}", app.variable("TOPIC_PREFIX"));
+    let read = move || {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("group.id", "nobody commits")
+            .set("enable.auto.commit", "false")
+            .set("topic.metadata.refresh.interval.ms", "500")
+            .set("allow.auto.create.topics", "false")
+            .create()
+            .unwrap();
+        let mut places = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            places
+                .add_partition_offset(&topic, partition, Offset::Beginning)
+                .unwrap();
+        }
+        consumer.assign(&places).unwrap();
+        let (mut found, started) = (BTreeMap::new(), Instant::now());
+        while !wanted.iter().all(|id| found.contains_key(id)) {
+            let missing = wanted.iter().filter(|id| !found.contains_key(*id)).count();
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "{missing} records are missing"
+            );
+            let Some(Ok(message)) = consumer.poll(Duration::from_millis(200)) else {
+                continue;
+            };
+            let headers = message.headers().unwrap().iter();
+            let headers = headers.map(|header| (header.key, header.value.unwrap_or_default()));
+            let attributes = Attributes::from_headers(headers).unwrap();
+            let record = UsageRecorded::from_value(message.payload().unwrap()).unwrap();
+            assert_eq!(attributes.id, record.request_id);
+            assert_eq!(message.key().unwrap(), record.tenant_id.as_bytes());
+            // Shipping again after a crash is the same record, never another one.
+            let before = found.insert(attributes.id, record.clone());
+            assert!(before.is_none_or(|before| before == record));
+        }
+        found
+    };
+    tokio::task::spawn_blocking(read).await.unwrap()
+}
+
+fn id(response: &reqwest::Response) -> String {
+    response.headers()["x-request-id"]
+        .to_str()
+        .unwrap()
+        .to_owned()
+}
+
+/// Asks from several sides until told to stop; the ids of what was answered completely.
+async fn load(app: &App, until: &AtomicBool) -> BTreeSet<String> {
+    let answered = Arc::new(Mutex::new(BTreeSet::new()));
+    let workers = (0..4).map(|worker| {
+        let answered = Arc::clone(&answered);
+        async move {
+            let mut number = 0;
+            while !until.load(Ordering::Relaxed) {
+                number += 1;
+                let request = if number % 2 == 0 {
+                    app.request(Method::GET, "/v1/jobs")
+                } else {
+                    let job = app::job("a").to_string();
+                    app.post("/v1/jobs", &format!("{worker}-{number}"), &job)
+                };
+                let Ok(response) = request.send().await else {
+                    continue;
+                };
+                let (id, ok) = (id(&response), response.status().is_success());
+                if ok && response.bytes().await.is_ok() {
+                    answered.lock().unwrap().insert(id);
+                }
+            }
+        }
+    });
+    join_all(workers).await;
+    Arc::try_unwrap(answered).unwrap().into_inner().unwrap()
+}
+
+fn spools(app: &App) -> Vec<PathBuf> {
+    let folders = fs::read_dir(app.variable("SPOOL_DIR")).unwrap();
+    folders.map(|folder| folder.unwrap().path()).collect()
+}
+
+async fn kill_under_load(app: &mut App, changes: &[(&str, &str)]) -> BTreeSet<String> {
+    let until = AtomicBool::new(false);
+    let pid = app.gateway_pid();
+    let (answered, ()) = tokio::join!(load(app, &until), async {
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        let killed = std::process::Command::new("kill")
+            .args(["-KILL", &pid])
+            .status();
+        assert!(killed.unwrap().success());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        until.store(true, Ordering::Relaxed);
+    });
+    assert!(answered.len() > 20, "only {} answers", answered.len());
+    app.kill_and_restart(changes).await;
+    answered
+}
+
+#[tokio::test]
+async fn what_a_request_cost_is_recorded_with_its_id() {
+    let app = app::start(&[]).await;
+    let submitted = app.submit("k", "a").await;
+    let replayed = app.submit("k", "a").await;
+    let refused = app.post("/v1/jobs", "k3", "{").send().await.unwrap();
+    let failed = app.submit("k4", "status:500").await;
+    let free = app.get("/v1/usage").await;
+    let stream = app.get("/v1/jobs/job_1/events").await;
+    let ids = [&submitted, &replayed, &refused, &failed, &free, &stream].map(id);
+    // Neither of these was admitted: no record.
+    let unknown = app
+        .client
+        .get(format!("{}/v1/jobs", app.url))
+        .send()
+        .await
+        .unwrap();
+    let page = app
+        .client
+        .get(format!("{}/docs", app.url))
+        .send()
+        .await
+        .unwrap();
+    let found = shipped(&app, ids.iter().cloned().collect()).await;
+    assert!(!found.contains_key(&id(&unknown)) && !found.contains_key(&id(&page)));
+    let facts = ids.map(|id| {
+        let record = &found[&id];
+        (
+            record.status_code,
+            record.billable,
+            record.replayed,
+            record.endpoint.as_str(),
+        )
+    });
+    assert_eq!(
+        facts,
+        [
+            (202, true, false, "/v1/jobs"),
+            (202, true, true, "/v1/jobs"),
+            (400, true, false, "/v1/jobs"),
+            (500, false, false, "/v1/jobs"),
+            (200, false, false, "/v1/usage"),
+            (200, true, false, "/v1/jobs/{job_id}/events"),
+        ]
+    );
+    let record = &found[&id(&submitted)];
+    assert_eq!(
+        (&record.tenant_id, record.method.as_str()),
+        (&app.tenant, "POST")
+    );
+    assert!(record.key_id.as_deref().unwrap().starts_with("key_"));
+    assert_eq!(record.request_bytes, app::job("a").to_string().len() as u64);
+}
+
+#[tokio::test]
+async fn kill_9_under_load_loses_no_record_of_an_answer() {
+    let mut app = app::start(&[]).await;
+    let answered = kill_under_load(&mut app, &[]).await;
+    shipped(&app, answered).await;
+}
+
+#[tokio::test]
+async fn kill_9_while_kafka_is_away_loses_none_either_and_a_torn_end_is_cut() {
+    let (brokers, nowhere) = (ops::testing::service("KAFKA_BROKERS"), free_address());
+    let mut app = app::start(&[("KAFKA_BROKERS", &nowhere)]).await;
+    let first = kill_under_load(&mut app, &[]).await;
+    let second = kill_under_load(&mut app, &[]).await;
+    app.gateway.kill();
+    // As if the power had gone in the middle of a record.
+    for folder in spools(&app) {
+        tear(&folder);
+    }
+    let left = spools(&app);
+    assert!(left.len() >= 2);
+    app.kill_and_restart(&[("KAFKA_BROKERS", &brokers)]).await;
+    shipped(&app, first.union(&second).cloned().collect()).await;
+    ops::testing::eventually(
+        "adopted spools are gone",
+        Duration::from_secs(10),
+        async || left.iter().all(|folder| !folder.exists()).then_some(()),
+    )
+    .await;
+}
+
+fn tear(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "segment")
+        {
+            let mut bytes = fs::read(&path).unwrap();
+            let torn = bytes.clone();
+            bytes.extend_from_slice(&torn[..torn.len().min(30)]);
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_spool_refuses_what_is_billed_and_is_not_ready() {
+    let (brokers, nowhere) = (ops::testing::service("KAFKA_BROKERS"), free_address());
+    let full = [
+        ("KAFKA_BROKERS", nowhere.as_str()),
+        ("SPOOL_MAX_BYTES", "2000"),
+    ];
+    let mut app = app::start(&full).await;
+    let mut ids = BTreeSet::new();
+    let refused = loop {
+        let response = app.get("/v1/jobs").await;
+        if response.status() != StatusCode::OK {
+            break response;
+        }
+        ids.insert(id(&response));
+        assert!(ids.len() < 50);
+    };
+    assert_eq!(problem(refused).await["code"], "SERVICE_UNAVAILABLE");
+    app.not_ready("a full spool").await;
+    // Looking at the bill is free and still works.
+    assert_eq!(app.get("/v1/usage").await.status(), StatusCode::OK);
+    app.gateway.kill();
+    app.kill_and_restart(&[("KAFKA_BROKERS", &brokers)]).await;
+    shipped(&app, ids).await;
+    assert_eq!(app.get("/v1/jobs").await.status(), StatusCode::OK);
+}

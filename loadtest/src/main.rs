@@ -1,0 +1,92 @@
+//! `loadtest`: open-loop load against a live Jobseal system, and an audit of it from outside. It
+//! speaks the public API and to the chain, and knows nothing that a tenant could not know.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::exit::Exit;
+
+mod audit;
+mod chain;
+mod client;
+mod clock;
+mod demo;
+mod exit;
+mod faults;
+mod issuer;
+mod load;
+mod log;
+mod poll;
+mod receiver;
+mod refusals;
+mod report;
+mod request;
+mod run;
+mod scenario;
+mod schedule;
+mod session;
+mod show;
+mod stages;
+mod watch;
+mod work;
+
+/// Open-loop load against a live Jobseal system, and an audit of it from outside.
+#[derive(Parser)]
+#[command(after_help = EXIT_CODES)]
+struct Command {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    Run(run::RunOptions),
+    Demo(demo::DemoOptions),
+    Audit(audit::AuditOptions),
+    Issuer(issuer::IssuerOptions),
+    Token(issuer::TokenOptions),
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 clean; 1 unexpected error, or jobs stuck (named); \
+2 a stage missed the scenario's limit; 3 the audit found something (named by id); 4 the generator \
+was the bottleneck, so the run is invalid; 64 bad usage or scenario; 69 gateway or chain \
+unreachable; 130 stopped by Ctrl-C.";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let command = Command::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        let exit = if error.use_stderr() {
+            Exit::Usage
+        } else {
+            Exit::Clean
+        };
+        std::process::exit(exit as i32)
+    });
+    let provider = rustls::crypto::ring::default_provider();
+    provider
+        .install_default()
+        .expect("nothing was installed before");
+    let exit = tokio::select! {
+        result = act(command.action) => result.unwrap_or_else(|error| {
+            report::error(&error);
+            Exit::of_error(&error)
+        }),
+        _ = tokio::signal::ctrl_c() => {
+            report::error(&anyhow::anyhow!("stopped"));
+            Exit::Interrupted
+        }
+    };
+    exit.into()
+}
+
+async fn act(action: Action) -> anyhow::Result<Exit> {
+    match action {
+        Action::Run(options) => run::run(&options).await,
+        Action::Demo(options) => demo::run(&options).await,
+        Action::Audit(options) => audit::run(&options).await,
+        Action::Issuer(options) => issuer::make(&options).map(|()| Exit::Clean),
+        Action::Token(options) => issuer::print_token(&options).map(|()| Exit::Clean),
+    }
+}

@@ -1,5 +1,5 @@
-//! `ops/bench merkle`: what a job costs on its way into a batch and out of it as a proof, each beside
-//! the Keccak hashing that cannot be saved. Rows: `{name, value, unit, baseline, ratio}`.
+//! `ops/bench merkle`: what a job costs on its way into a batch and out of it as a proof, each
+//! beside the Keccak hashing that cannot be saved. Rows: `{name, value, unit, baseline, ratio}`.
 
 use std::{
     hint::black_box,

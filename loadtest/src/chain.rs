@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alloy::{
-    eips::BlockNumberOrTag,
+    eips::{BlockId, BlockNumberOrTag},
     network::TransactionBuilder as _,
     primitives::{Address, B256},
     providers::{DynProvider, Provider as _, ProviderBuilder},
@@ -95,8 +95,20 @@ impl Chain {
         Ok(batches)
     }
 
-    /// Whether the registry accepts a proof, by its own `verify`.
+    /// Whether the registry accepts a proof, by its own `verify`: now, or at the block the proof
+    /// was made for, because every further batch may make its path longer.
     pub(crate) async fn verify(&self, proof: &ProofResponse) -> anyhow::Result<bool> {
+        if self.verify_at(proof, BlockId::latest()).await? {
+            return Ok(true);
+        }
+        // A node that has forgotten that block cannot say yes.
+        let then = self
+            .verify_at(proof, BlockId::number(proof.at_block.number))
+            .await;
+        Ok(then.unwrap_or(false))
+    }
+
+    async fn verify_at(&self, proof: &ProofResponse, block: BlockId) -> anyhow::Result<bool> {
         let call = JobsRegistry::verifyCall {
             leaf: Leaf::from(&proof.leaf),
             jobProof: proof.job_proof.clone(),
@@ -106,7 +118,7 @@ impl Chain {
         let request = TransactionRequest::default()
             .with_to(self.registry)
             .with_input(call.abi_encode());
-        let answer = within(self.provider.call(request).into_future()).await;
+        let answer = within(self.provider.call(request).block(block).into_future()).await;
         let answer = answer.context("calling JobsRegistry.verify")?;
         JobsRegistry::verifyCall::abi_decode_returns(&answer)
             .context("JobsRegistry.verify answered something else than true or false")

@@ -1,5 +1,5 @@
-//! The watchers that ask: the chain for batches, the API for jobs and for usage events. Cheap enough
-//! to run beside the load: lists, never one request per job.
+//! The watchers that ask: the chain for batches, the API for jobs and for usage events. Cheap
+//! enough to run beside the load: lists, never one request per job.
 
 use std::{sync::Arc, time::Duration};
 

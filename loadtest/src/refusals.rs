@@ -9,7 +9,6 @@ use contracts::{
     problem::Code,
 };
 use jiff::SignedDuration;
-use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
@@ -18,16 +17,19 @@ use crate::{
     exit::BadUsage,
     issuer::{Issuer, TokenClaims},
     log::{Actor, Route, Submission},
-    report,
-    request::{Answer, Call, Credential, body_of},
+    request::{Call, Credential, body_of},
 };
+
+mod expected;
+
+pub(crate) use expected::{Row, show};
+
+use expected::{Expected, Sent};
 
 /// Most requests it may take to hit the other tenant's rate limit.
 const RATE_TRIES: usize = 1_000;
 /// Size of the pieces of a chunked body.
 const CHUNK_BYTES: usize = 64 * 1_024;
-/// Longest part of an answer that is shown.
-const SHOWN_CHARS: usize = 70;
 
 /// Who sends the bad input.
 pub(crate) struct Suspects<'a> {
@@ -45,23 +47,6 @@ pub(crate) struct Suspects<'a> {
     pub(crate) run: String,
 }
 
-/// One case: what was sent, what had to come, what came.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Row {
-    /// What was sent.
-    pub(crate) case: &'static str,
-    /// The status that had to come.
-    pub(crate) expected: u16,
-    /// The status that came.
-    pub(crate) status: Option<u16>,
-    /// The problem's code.
-    pub(crate) code: Option<Code>,
-    /// What else tells: the pointer, the detail, the headers.
-    pub(crate) shown: String,
-    /// Whether it is as promised.
-    pub(crate) ok: bool,
-}
-
 /// What the demo knows of the issuer.
 pub(crate) struct TokenSource<'a> {
     /// The issuer's folder.
@@ -73,8 +58,6 @@ pub(crate) struct TokenSource<'a> {
     /// The tenant's id.
     pub(crate) tenant: &'a str,
 }
-
-type Sent = Result<Answer, String>;
 
 impl TokenSource<'_> {
     /// A token of the tenant.
@@ -276,138 +259,6 @@ impl Suspects<'_> {
     async fn send(&self, call: Call<'_>) -> Sent {
         self.api.call(call).await.map_err(|error| error.to_string())
     }
-}
-
-/// What has to come.
-struct Expected {
-    status: u16,
-    code: Option<Code>,
-    pointer: Option<&'static str>,
-    headers: Vec<&'static str>,
-    max_size: bool,
-}
-
-impl Expected {
-    fn status(status: u16) -> Self {
-        Self {
-            status,
-            code: None,
-            pointer: None,
-            headers: Vec::new(),
-            max_size: false,
-        }
-    }
-
-    fn code(status: u16, code: Code) -> Self {
-        Self {
-            code: Some(code),
-            ..Self::status(status)
-        }
-    }
-
-    fn pointer(self, pointer: &'static str) -> Self {
-        Self {
-            pointer: Some(pointer),
-            ..self
-        }
-    }
-
-    fn header(mut self, name: &'static str) -> Self {
-        self.headers.push(name);
-        self
-    }
-
-    fn max_size(self) -> Self {
-        Self {
-            max_size: true,
-            ..self
-        }
-    }
-
-    fn row(&self, case: &'static str, sent: &Sent) -> Row {
-        let row = Row {
-            case,
-            expected: self.status,
-            status: None,
-            code: None,
-            shown: String::new(),
-            ok: false,
-        };
-        let answer = match sent {
-            Ok(answer) => answer,
-            Err(error) => {
-                return Row {
-                    shown: error.clone(),
-                    ..row
-                };
-            }
-        };
-        let problem = answer.problem();
-        let code = problem.as_ref().map(|problem| problem.code);
-        let pointers: Vec<_> = problem
-            .iter()
-            .flat_map(|p| &p.errors)
-            .map(|error| error.pointer.as_str())
-            .collect();
-        let headers: Vec<_> = self
-            .headers
-            .iter()
-            .map(|name| format!("{name}: {}", answer.header(name).unwrap_or("MISSING")))
-            .collect();
-        let mut shown = headers.clone();
-        shown.extend(pointers.iter().map(|pointer| format!("at {pointer}")));
-        shown.extend(problem.as_ref().and_then(|problem| problem.detail.clone()));
-        let size = problem.as_ref().and_then(|problem| problem.max_size);
-        let refused = self.status >= 400;
-        let ok = answer.status == self.status
-            && (self.code.is_none() || code == self.code)
-            && problem.is_some() == refused
-            && problem
-                .as_ref()
-                .is_none_or(|problem| problem.request_id.is_some())
-            && self
-                .pointer
-                .is_none_or(|pointer| pointers.contains(&pointer))
-            && self
-                .headers
-                .iter()
-                .all(|name| answer.header(name).is_some())
-            && (!self.max_size || size == Some(SUBMIT_MAX_BYTES as u64));
-        Row {
-            status: Some(answer.status),
-            code,
-            shown: shown.join("; "),
-            ok,
-            ..row
-        }
-    }
-}
-
-/// Prints the rows; an error if one is not as promised.
-pub(crate) fn show(rows: &[Row]) {
-    report::heading("Bad input, and the answers");
-    report::table(
-        ["sent", "expected", "got", "code", "shown", "ok"],
-        rows.iter().map(|row| {
-            [
-                row.case.to_owned(),
-                row.expected.to_string(),
-                row.status
-                    .map_or_else(|| "none".to_owned(), |status| status.to_string()),
-                row.code.map_or("", Code::as_str).to_owned(),
-                shorten(&row.shown),
-                if row.ok { "yes" } else { "NO" }.to_owned(),
-            ]
-        }),
-    );
-}
-
-/// The problem's detail may be long; the JSON has all of it.
-fn shorten(text: &str) -> String {
-    if text.chars().count() <= SHOWN_CHARS * 3 {
-        return text.to_owned();
-    }
-    text.chars().take(SHOWN_CHARS * 3).chain(['…']).collect()
 }
 
 /// A well-formed request of one byte more than is accepted.

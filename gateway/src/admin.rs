@@ -1,6 +1,6 @@
 //! `gateway admin`: plans, tenants and API keys. Running gateways hear of every change at once.
 
-use std::{io::Write as _, time::Duration};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use alloy::primitives::Address;
 use anyhow::Context as _;
@@ -9,9 +9,10 @@ use contracts::{
     assertion::{Role, Scope},
     id::{KeyId, Subject, TenantId, UserId},
 };
-use ops::{clock::Clock, config::DatabaseOptions, postgres};
+use ops::{clock::Clock, config::CommandOptions, postgres};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
+use tracing::error;
 
 use crate::{auth::api_key::Presented, snapshot::Plan, store};
 
@@ -21,16 +22,17 @@ mod tables;
 #[derive(Args, Debug)]
 pub struct AdminOptions {
     #[command(flatten)]
-    database: DatabaseOptions,
+    #[expect(missing_docs, reason = "flattened: its own type is documented")]
+    pub command: CommandOptions,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    command: Command,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum Action {
     /// What tenants may use.
     #[command(subcommand)]
     Plan(PlanCommand),
@@ -127,34 +129,51 @@ struct NewKey {
     expires_in: Duration,
 }
 
-/// Does what the command line says and prints the outcome.
+/// Does what the command line says and prints the outcome; an order that is refused ends with exit
+/// code 1.
 ///
 /// # Errors
-/// When the database refuses; the message says why.
-pub async fn run(options: AdminOptions, clock: &Clock) -> anyhow::Result<()> {
-    let pool = postgres::connect(&options.database, "gateway admin")?;
-    postgres::require_schema(&pool, store::SCHEMA, &store::migrations()).await?;
+/// When the database is not as it must be.
+pub async fn run(options: AdminOptions, clock: &Clock) -> anyhow::Result<ExitCode> {
+    let database = &options.command.database;
+    let pool = postgres::open(database, store::SCHEMA, &store::migrations()).await?;
     let client = pool.get().await.context("connect to Postgres")?;
-    let outcome = match options.command {
-        Command::Plan(PlanCommand::Create(plan)) => {
-            tables::insert_plan(&**client, &plan).await?;
+    match carry_out(&**client, options.action, clock).await {
+        Ok(outcome) => {
+            print(&outcome, options.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(cause) => {
+            error!(error = format!("{cause:#}"), "refused");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn carry_out(
+    client: &impl tokio_postgres::GenericClient,
+    action: Action,
+    clock: &Clock,
+) -> anyhow::Result<Value> {
+    Ok(match action {
+        Action::Plan(PlanCommand::Create(plan)) => {
+            tables::insert_plan(client, &plan).await?;
             json!({ "plan": plan.name })
         }
-        Command::Plan(PlanCommand::List) => tables::list_plans(&**client).await?,
-        Command::Tenant(TenantCommand::Create { name, plan }) => {
+        Action::Plan(PlanCommand::List) => tables::list_plans(client).await?,
+        Action::Tenant(TenantCommand::Create { name, plan }) => {
             let id = TenantId::generate(clock.now());
-            tables::insert_tenant(&**client, id, &name, &plan).await?;
+            tables::insert_tenant(client, id, &name, &plan).await?;
             json!({ "tenant_id": id })
         }
-        Command::Tenant(TenantCommand::List) => tables::list_tenants(&**client).await?,
-        Command::Key(KeyCommand::Create(key)) => create_key(&**client, key, clock).await?,
-        Command::Key(KeyCommand::List { tenant }) => tables::list_keys(&**client, tenant).await?,
-        Command::Key(KeyCommand::Revoke { id }) => {
-            tables::revoke_key(&**client, id).await?;
+        Action::Tenant(TenantCommand::List) => tables::list_tenants(client).await?,
+        Action::Key(KeyCommand::Create(key)) => create_key(client, key, clock).await?,
+        Action::Key(KeyCommand::List { tenant }) => tables::list_keys(client, tenant).await?,
+        Action::Key(KeyCommand::Revoke { id }) => {
+            tables::revoke_key(client, id).await?;
             json!({ "revoked": id })
         }
-    };
-    print(&outcome, options.json)
+    })
 }
 
 async fn create_key(

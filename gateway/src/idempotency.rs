@@ -16,7 +16,7 @@ use ring::digest;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::redis::{Redis, Script, Unavailable};
+use crate::redis::{Redis, Script};
 
 /// The header that carries the key.
 pub const HEADER: &str = "idempotency-key";
@@ -25,7 +25,7 @@ pub const REPLAYED: &str = "idempotency-replayed";
 /// Longest key.
 pub const KEY_MAX_BYTES: usize = 255;
 /// Largest answer that is kept here; larger ones the service's record replays.
-pub const KEPT_MAX_BYTES: usize = 64 * 1_024;
+pub const KEPT_MAX_BYTES: usize = 16 * 1_024;
 
 /// How long an answer is kept.
 const KEPT: Duration = Duration::from_hours(24);
@@ -47,7 +47,7 @@ pub struct Fingerprint(String);
 #[must_use = "a claim blocks its key until it is ended"]
 pub struct Claim {
     place: String,
-    /// `None` while Redis is away: nothing was claimed.
+    /// `None` where nothing was claimed.
     token: Option<String>,
 }
 
@@ -190,9 +190,10 @@ impl Idempotency {
             milliseconds(self.claim_life),
         ];
         let answer = self.redis.run(&self.claim, place.clone(), arguments).await;
-        let answer: Vec<Bytes> = match answer {
-            Ok(answer) => answer,
-            Err(Unavailable) => return Ok(Standing::Claimed(Claim { place, token: None })),
+        let Ok::<Vec<Bytes>, _>(answer) = answer else {
+            // The claim may have been made all the same, and then must be ended.
+            let token = Some(token);
+            return Ok(Standing::Claimed(Claim { place, token }));
         };
         let state = answer.first().map_or(&b""[..], |state| &state[..]);
         match (state, &answer[..]) {

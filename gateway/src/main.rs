@@ -3,13 +3,17 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use gateway::{admin, config::RunOptions, run, store};
+use gateway::{
+    admin,
+    config::RunOptions,
+    run,
+    store::{SCHEMA, migrations},
+};
 use ops::{
     clock::Clock,
-    config::{DatabaseOptions, EXIT_CONFIG, LogFormat, LogOptions, parse_or_exit},
-    postgres, telemetry,
+    config::{BadConfig, CommandOptions, LogOptions, parse_or_exit},
+    process, telemetry,
 };
-use tracing::error;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,51 +33,44 @@ enum Command {
     /// Validate the configuration of `run` and reach for its dependencies.
     Check(Box<RunOptions>),
     /// Bring the database schema up to date.
-    Migrate(DatabaseOptions),
+    Migrate(CommandOptions),
     /// Plans, tenants and API keys.
     Admin(Box<admin::AdminOptions>),
 }
 
+impl Command {
+    fn log(&self) -> &LogOptions {
+        match self {
+            Self::Run(options) | Self::Check(options) => &options.process.log,
+            Self::Migrate(options) => &options.log,
+            Self::Admin(options) => &options.command.log,
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    let command = parse_or_exit::<Cli>().command;
-    let log = match &command {
-        Command::Run(options) | Command::Check(options) => options.process.log.clone(),
-        _ => LogOptions {
-            log_format: LogFormat::Text,
-            otlp_endpoint: None,
-        },
-    };
-    let telemetry = telemetry::init("gateway", &log);
-    let outcome = telemetry.and_then(|telemetry| match command {
-        Command::Run(options) => match options.validate() {
-            Ok(()) => run::run(&options, &telemetry),
-            Err(cause) => Ok(misconfigured(&cause)),
-        },
-        Command::Check(options) => match options.validate() {
-            Ok(()) => run::check(&options),
-            Err(cause) => Ok(misconfigured(&cause)),
-        },
-        Command::Migrate(options) => block_on(async {
-            let pool = postgres::connect(&options, "gateway migrate")?;
-            postgres::migrate(&pool, store::SCHEMA, &store::migrations()).await
-        }),
+    process::end("gateway", execute(parse_or_exit::<Cli>().command))
+}
+
+/// Not in `process::run`, because Pingora has runtimes and a way to stop of its own.
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
+    let telemetry = telemetry::init("gateway", command.log())?;
+    if let Command::Run(options) | Command::Check(options) = &command {
+        options.validate().map_err(BadConfig)?;
+    }
+    match command {
+        Command::Run(options) => run::run(&options, &telemetry),
+        Command::Check(options) => run::check(&options),
+        Command::Migrate(options) => {
+            block_on(process::migrate(&options.database, SCHEMA, &migrations()))
+        }
         Command::Admin(options) => block_on(admin::run(*options, &Clock::system())),
-    });
-    outcome.unwrap_or_else(|cause| {
-        error!(error = format!("{cause:#}"), "gateway failed");
-        ExitCode::FAILURE
-    })
+    }
 }
 
-fn misconfigured(cause: &anyhow::Error) -> ExitCode {
-    error!(error = format!("{cause:#}"), "bad configuration");
-    ExitCode::from(u8::try_from(EXIT_CONFIG).expect("64"))
-}
-
-fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    runtime.block_on(work)?;
-    Ok(ExitCode::SUCCESS)
+        .build()?
+        .block_on(work)
 }

@@ -74,7 +74,7 @@ struct Background {
 /// When a component cannot be built.
 pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     let runtime = background_runtime()?;
-    let lifecycle = Lifecycle::new(BACKGROUND_DRAIN);
+    let lifecycle = Lifecycle::default();
     // Pingora panics where it cannot listen; this says it in words.
     drop(
         std::net::TcpListener::bind(options.listen)
@@ -111,7 +111,7 @@ pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCo
         leave(options, &drain).await;
         limiter.surrender().await;
         lifecycle.stop();
-        lifecycle.run_until_stopped().await
+        lifecycle.run_until_stopped(BACKGROUND_DRAIN).await
     });
     Ok(code)
 }
@@ -134,7 +134,7 @@ pub fn check(options: &RunOptions) -> anyhow::Result<ExitCode> {
         info!("configuration and dependencies are fine");
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(ExitCode::from(u8::try_from(EXIT_UNAVAILABLE).expect("69")))
+    Ok(ExitCode::from(EXIT_UNAVAILABLE))
 }
 
 /// Builds the components and starts those that run beside the requests.
@@ -143,8 +143,7 @@ async fn build(
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<(Gateway, Background)> {
     let stop = || lifecycle.stopping();
-    let pool = postgres::connect(&options.database, "gateway")?;
-    postgres::require_schema(&pool, store::SCHEMA, &store::migrations()).await?;
+    let pool = postgres::open(&options.database, store::SCHEMA, &store::migrations()).await?;
     let snapshots = Arc::new(Snapshots::empty(Instant::now()));
     let follow = store::follow(options.database.clone(), Arc::clone(&snapshots), stop());
     lifecycle.spawn("snapshot", follow);
@@ -295,11 +294,8 @@ async fn reach(options: &RunOptions) -> Vec<(&'static str, anyhow::Error)> {
             failures.push((name, cause));
         }
     };
-    let database = async {
-        let pool = postgres::connect(&options.database, "gateway check")?;
-        postgres::require_schema(&pool, store::SCHEMA, &store::migrations()).await
-    };
-    note("postgres", database.await);
+    let database = postgres::open(&options.database, store::SCHEMA, &store::migrations()).await;
+    note("postgres", database.map(drop));
     let redis = async {
         let redis = redis(options)?;
         redis.connect_and_ping().await

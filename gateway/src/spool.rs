@@ -18,7 +18,7 @@ use std::{
 use anyhow::Context as _;
 use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 pub mod segment;
@@ -173,6 +173,7 @@ impl Spool {
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return;
         }
+        self.show_waiting();
         let files = {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
             let mut files = std::mem::take(&mut writer.closed);
@@ -217,9 +218,7 @@ impl Spool {
         self.waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
             .ok();
-        let waiting = self.waiting.load(Ordering::Relaxed);
-        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-        metrics::gauge!("gateway_spool_waiting_bytes").set(waiting as f64);
+        self.show_waiting();
     }
 
     /// Takes over the folders under the root that no process holds.
@@ -230,15 +229,32 @@ impl Spool {
             if path == self.own.path || !is_spool(&path) {
                 continue;
             }
-            let Some(folder) = Folder::take(&path)? else {
-                continue;
-            };
-            let bytes = folder.bytes()?;
-            self.waiting.fetch_add(bytes, Ordering::Relaxed);
-            info!(spool.path = %path.display(), spool.bytes = bytes, "adopting a spool");
-            adopted.push(folder);
+            let taken = Folder::take(&path).and_then(|taken| {
+                let folder = taken.map(|folder| Ok((folder.bytes()?, folder)));
+                folder.transpose()
+            });
+            match taken {
+                Ok(Some((bytes, folder))) => {
+                    self.waiting.fetch_add(bytes, Ordering::Relaxed);
+                    info!(spool.path = %path.display(), spool.bytes = bytes, "adopting a spool");
+                    adopted.push(folder);
+                }
+                Ok(None) => {}
+                // The others, and our own, need not wait for this one.
+                Err(cause) => {
+                    let path = path.display();
+                    warn!(spool.path = %path, error = %cause, "a spool cannot be adopted");
+                }
+            }
         }
+        self.show_waiting();
         Ok(adopted)
+    }
+
+    fn show_waiting(&self) {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+        metrics::gauge!("gateway_spool_waiting_bytes").set(waiting as f64);
     }
 }
 

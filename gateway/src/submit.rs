@@ -78,7 +78,7 @@ async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
     }
     let whole = async {
         let mut body = BytesMut::with_capacity(length.unwrap_or(0));
-        while let Some(chunk) = session.read_request_body().await? {
+        while let Some(chunk) = read_chunk(session).await? {
             if body.len() + chunk.len() > BODY_MAX_BYTES {
                 return Err(too_large());
             }
@@ -92,6 +92,15 @@ async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
         return Err(Problem::new(Code::RequestTimeout, detail).into());
     };
     outcome
+}
+
+/// The body's next bytes. Where the next request begins is unknown after a failure.
+async fn read_chunk(session: &mut Session) -> pingora::Result<Option<Bytes>> {
+    let read = session.read_request_body().await;
+    if read.is_err() {
+        session.set_keepalive(None);
+    }
+    read.map_err(pingora::Error::into_down)
 }
 
 /// Whether the body is what the route wants.

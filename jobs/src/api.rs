@@ -1,9 +1,6 @@
 //! The jobs API as the gateway sees it: every route on one page, and the one place where errors
 //! become problems.
 
-use std::sync::Arc;
-
-use anyhow::Context as _;
 use axum::{Router, routing::get};
 use contracts::{
     assertion::{Audience, Scope},
@@ -11,10 +8,9 @@ use contracts::{
     problem::{Code, Problem},
     server::{Guard, Principal},
 };
-use ops::{admin::Readiness, clock::Clock, config::Key32, lifecycle::Lifecycle, postgres::Pool};
-use tokio::{net::TcpListener, sync::Semaphore};
+use ops::{admin::Readiness, clock::Clock, config::Key32, postgres::Pool, process::Process};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::error;
 
 use crate::{
     config::ApiOptions,
@@ -26,7 +22,10 @@ mod create;
 mod follow;
 mod list;
 mod show;
+mod streams;
 mod view;
+
+pub use streams::Streams;
 
 /// Seconds after which a caller may try again when something we need is briefly not there.
 const RETRY_AFTER_SECONDS: u64 = 1;
@@ -38,8 +37,8 @@ pub struct Api {
     pub store: Store,
     /// The time.
     pub clock: Clock,
-    /// One permit for each event stream that may be open.
-    pub streams: Arc<Semaphore>,
+    /// The event streams that are open.
+    pub streams: Streams,
     /// Cancelled when open streams must end.
     pub stopping: CancellationToken,
 }
@@ -61,7 +60,7 @@ pub fn router(api: Api, assertion_key: &Key32) -> Router {
     guard.protect(routes)
 }
 
-/// Binds the API's listener and spawns its server.
+/// Serves the API until the process stops; returns once it is bound.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -69,27 +68,16 @@ pub async fn start(
     options: &ApiOptions,
     pool: &Pool,
     clock: &Clock,
-    lifecycle: &Lifecycle,
+    process: &Process,
 ) -> anyhow::Result<Readiness> {
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .with_context(|| format!("listen on {}", options.listen))?;
-    let stopping = lifecycle.stopping();
     let api = Api {
         store: Store::new(pool.clone()),
         clock: clock.clone(),
-        streams: Arc::new(Semaphore::new(usize::try_from(options.streams_max)?)),
-        stopping: stopping.clone(),
+        streams: Streams::new(options.streams_max, options.tenant_streams_max),
+        stopping: process.lifecycle.stopping(),
     };
-    let router = router(api, &options.assertion_key);
-    info!(api.address = %listener.local_addr()?, "serving");
-    lifecycle.spawn("api", async move {
-        let stopped = async move { stopping.cancelled().await };
-        axum::serve(listener, router)
-            .with_graceful_shutdown(stopped)
-            .await?;
-        Ok(())
-    });
+    let router = router(api, &options.http.assertion_key);
+    process.serve_http(options.http.listen, router).await?;
     Ok(Readiness::default().with_database(pool.clone()))
 }
 

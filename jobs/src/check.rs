@@ -1,12 +1,11 @@
 //! `jobs check`: is the configuration right, and does everything it names answer?
 
-use std::io::{self, Write as _};
-
-use ops::{
-    config::KafkaOptions,
-    kafka,
-    postgres::{Pool, require_schema},
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
 };
+
+use ops::{config::KafkaOptions, kafka, postgres};
 
 use crate::{SCHEMA, config::CheckOptions, migrations};
 
@@ -14,9 +13,9 @@ use crate::{SCHEMA, config::CheckOptions, migrations};
 ///
 /// # Errors
 /// When something does not answer.
-pub async fn run(options: &CheckOptions, pool: &Pool) -> anyhow::Result<()> {
+pub async fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout();
-    require_schema(pool, SCHEMA, &migrations()).await?;
+    postgres::open(&options.command.database, SCHEMA, &migrations()).await?;
     writeln!(out, "postgres: answers, the schema is this program's")?;
     if let Some(brokers) = &options.kafka_brokers {
         let kafka = KafkaOptions {
@@ -26,5 +25,5 @@ pub async fn run(options: &CheckOptions, pool: &Pool) -> anyhow::Result<()> {
         kafka::ping(&kafka::producer(&kafka)?).await?;
         writeln!(out, "kafka: answers")?;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,11 @@
 //! The command line and environment of each subcommand; `--help` is the reference.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ops::config::{DatabaseOptions, KafkaOptions, Key32, LogOptions, ProcessOptions};
+use ops::config::{
+    CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions, ProcessOptions,
+};
 
 /// Accepts jobs, computes them, and knows all about them.
 #[derive(Debug, Parser)]
@@ -22,7 +24,7 @@ pub enum Command {
     /// Compute jobs, publish their events and take in confirmations, until stopped.
     Worker(WorkerOptions),
     /// Create or update the database schema.
-    Migrate(MigrateOptions),
+    Migrate(CommandOptions),
     /// Check the configuration and reach for what it names.
     Check(CheckOptions),
 }
@@ -30,42 +32,33 @@ pub enum Command {
 /// Configuration of `jobs api`.
 #[derive(Args, Clone, Debug)]
 pub struct ApiOptions {
-    /// Address of the HTTP API.
-    #[arg(long, env = "LISTEN", value_name = "HOST:PORT")]
-    pub listen: SocketAddr,
-    /// The key of the gateway's assertions, as 64 hexadecimal digits.
-    #[arg(
-        long,
-        env = "ASSERTION_KEY",
-        hide_env_values = true,
-        value_name = "HEX"
-    )]
-    pub assertion_key: Key32,
     /// Largest number of event streams open at a time.
     #[arg(long, env = "STREAMS_MAX", default_value_t = 256, value_name = "N")]
-    pub streams_max: u32,
+    pub streams_max: usize,
+    /// Largest number of them that are one tenant's.
+    #[arg(
+        long,
+        env = "TENANT_STREAMS_MAX",
+        default_value_t = 32,
+        value_name = "N"
+    )]
+    pub tenant_streams_max: usize,
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub database: DatabaseOptions,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub process: ProcessOptions,
+    pub http: HttpOptions,
 }
 
 /// Configuration of `jobs worker`.
 #[derive(Args, Clone, Debug)]
+#[expect(missing_docs, reason = "flattened: their own types are documented")]
 pub struct WorkerOptions {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub slots: SlotOptions,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub database: DatabaseOptions,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub kafka: KafkaOptions,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub process: ProcessOptions,
 }
 
@@ -92,16 +85,6 @@ pub struct SlotOptions {
     pub lease_ms: u64,
 }
 
-/// Configuration of `jobs migrate`.
-#[derive(Args, Clone, Debug)]
-#[expect(missing_docs, reason = "flattened: their own types are documented")]
-pub struct MigrateOptions {
-    #[command(flatten)]
-    pub database: DatabaseOptions,
-    #[command(flatten)]
-    pub log: LogOptions,
-}
-
 /// Configuration of `jobs check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckOptions {
@@ -110,10 +93,7 @@ pub struct CheckOptions {
     pub kafka_brokers: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub database: DatabaseOptions,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub log: LogOptions,
+    pub command: CommandOptions,
 }
 
 impl SlotOptions {
@@ -125,14 +105,14 @@ impl SlotOptions {
 }
 
 impl Command {
-    /// What every command has: where the truth is kept, and how to speak of oneself.
+    /// How every command speaks of itself.
     #[must_use]
-    pub fn common(&self) -> (&DatabaseOptions, &LogOptions) {
+    pub fn log(&self) -> &LogOptions {
         match self {
-            Self::Api(options) => (&options.database, &options.process.log),
-            Self::Worker(options) => (&options.database, &options.process.log),
-            Self::Migrate(options) => (&options.database, &options.log),
-            Self::Check(options) => (&options.database, &options.log),
+            Self::Api(options) => &options.http.process.log,
+            Self::Worker(options) => &options.process.log,
+            Self::Migrate(options) => &options.log,
+            Self::Check(options) => &options.command.log,
         }
     }
 }

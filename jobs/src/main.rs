@@ -1,9 +1,6 @@
-//! The program `jobs`: configuration, telemetry, build, announce, run until told to stop, drain.
+//! The program `jobs`: one subcommand for each thing it does.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use jobs::{
     SCHEMA, api, check,
@@ -11,75 +8,39 @@ use jobs::{
     migrations, worker,
 };
 use ops::{
-    admin::{self, Readiness},
     clock::Clock,
-    config::{EXIT_CONFIG, EXIT_UNAVAILABLE, ProcessOptions, parse_or_exit},
-    lifecycle::Lifecycle,
-    postgres::{self, Pool},
-    telemetry::{self, Telemetry},
+    config::parse_or_exit,
+    postgres,
+    process::{self, Process},
 };
-use tracing::info;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let command = parse_or_exit::<Cli>().command;
-    let (database, log) = command.common();
-    let begun = telemetry::init("jobs", log)
-        .and_then(|telemetry| Ok((telemetry, postgres::connect(database, "jobs")?)));
-    let outcome = match begun {
-        Ok((telemetry, pool)) => run(command, pool, &telemetry)
-            .await
-            .map_err(|cause| (cause, EXIT_UNAVAILABLE)),
-        Err(cause) => Err((cause, EXIT_CONFIG)),
-    };
-    outcome.unwrap_or_else(|(cause, code)| {
-        // Nowhere is left to report that standard error is gone.
-        writeln!(io::stderr(), "jobs: {cause:#}").ok();
-        ExitCode::from(u8::try_from(code).unwrap_or(1))
+    process::run("jobs", &command.log().clone(), |process| {
+        run(command, process)
     })
+    .await
 }
 
-async fn run(command: Command, pool: Pool, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
+async fn run(command: Command, process: Process) -> anyhow::Result<ExitCode> {
     let clock = Clock::system();
     match command {
         Command::Api(options) => {
-            postgres::require_schema(&pool, SCHEMA, &migrations()).await?;
-            let lifecycle = Lifecycle::new(options.process.drain());
-            let readiness = api::start(&options, &pool, &clock, &lifecycle).await?;
-            serve(lifecycle, &options.process, readiness, telemetry).await
+            let pool = postgres::open(&options.http.database, SCHEMA, &migrations()).await?;
+            let readiness = api::start(&options, &pool, &clock, &process).await?;
+            process
+                .run_until_stopped(&options.http.process, readiness)
+                .await
         }
         Command::Worker(options) => {
-            postgres::require_schema(&pool, SCHEMA, &migrations()).await?;
-            let lifecycle = Lifecycle::new(options.process.drain());
-            let readiness = worker::start(&options, &pool, &clock, &lifecycle);
-            serve(lifecycle, &options.process, readiness, telemetry).await
+            let pool = postgres::open(&options.database, SCHEMA, &migrations()).await?;
+            let readiness = worker::start(&options, &pool, &clock, &process.lifecycle);
+            process.run_until_stopped(&options.process, readiness).await
         }
-        Command::Migrate(_) => {
-            postgres::migrate(&pool, SCHEMA, &migrations()).await?;
-            Ok(ExitCode::SUCCESS)
+        Command::Migrate(options) => {
+            process::migrate(&options.database, SCHEMA, &migrations()).await
         }
-        Command::Check(options) => {
-            check::run(&options, &pool).await?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Check(options) => check::run(&options).await,
     }
-}
-
-async fn serve(
-    lifecycle: Lifecycle,
-    options: &ProcessOptions,
-    readiness: Readiness,
-    telemetry: &Telemetry,
-) -> anyhow::Result<ExitCode> {
-    let metrics = telemetry.metrics.clone();
-    let (address, admin) = admin::bind(
-        options.admin_listen,
-        readiness,
-        metrics,
-        lifecycle.stopping(),
-    )
-    .await?;
-    lifecycle.spawn("admin", admin);
-    info!(admin.address = %address, "running");
-    Ok(lifecycle.run_until_stopped().await)
 }

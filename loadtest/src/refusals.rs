@@ -104,11 +104,16 @@ impl Suspects<'_> {
             Call::post(Route::SubmitJob, "/v1/jobs", None, body_of(&job))
                 .header("idempotency-key", &job.key)
         };
-        let wrong = Credential::bearer(&"jsk_this_is_no_key".into(), Actor::Stranger)?;
+        let no_key = Credential::bearer(&"jsk_this_is_no_key".into(), Actor::Stranger)?;
+        let wrong = self.tenant.with_wrong_secret()?;
         let expected = |code| Expected::code(401, code).header("www-authenticate");
         let token = Code::InvalidToken;
         Ok(vec![
             expected(token).row("no credential", &self.send(bare()).await),
+            expected(token).row(
+                "no key at all",
+                &self.send(Call::submit(&no_key, &job)).await,
+            ),
             expected(token).row("wrong key", &self.send(Call::submit(&wrong, &job)).await),
             expected(token).row(
                 "expired JWT",
@@ -144,7 +149,7 @@ impl Suspects<'_> {
         let good = r#"{"type":"digest","payload":{"text":"a"}}"#;
         let no_key = Call::post(Route::SubmitJob, "/v1/jobs", Some(self.tenant), good);
         vec![
-            Expected::status(400).row(
+            Expected::code(400, Code::JobValidationFailed).row(
                 "malformed JSON",
                 &self.send(post(r#"{"type":"digest","#)).await,
             ),

@@ -22,6 +22,8 @@ use crate::{
 /// The name in a job's metadata under which it carries its idempotency key, so that the audit can
 /// tell which request a job came from even if no answer arrived.
 pub(crate) const KEY_NOTE: &str = "idempotency_key";
+/// Last digits of an API key, the CRC-32 of what stands before them.
+const KEY_CHECKSUM_DIGITS: usize = 8;
 /// Longest credential file.
 const CREDENTIAL_MAX_BYTES: usize = 4 * 1_024;
 
@@ -79,6 +81,25 @@ impl Credential {
             .map_err(|_| BadUsage("a credential cannot stand in a header".into()))?;
         header.set_sensitive(true);
         Ok(Self { actor, header })
+    }
+
+    /// The same API key with another secret, and the checksum that fits it: well-formed, known by
+    /// its id, and wrong.
+    pub(crate) fn with_wrong_secret(&self) -> anyhow::Result<Self> {
+        let text = self
+            .header
+            .to_str()
+            .context("a credential is visible text")?;
+        let key = text.strip_prefix("Bearer ").unwrap_or(text);
+        let (id, rest) = key.rsplit_once('_').context("not an API key")?;
+        let secret = rest
+            .len()
+            .checked_sub(KEY_CHECKSUM_DIGITS)
+            .and_then(|end| rest.get(..end))
+            .context("not an API key")?;
+        let body = format!("{id}_{}", "0".repeat(secret.len()));
+        let checksum = crc32fast::hash(body.as_bytes());
+        Self::bearer(&format!("{body}{checksum:08x}").into(), Actor::Stranger)
     }
 }
 

@@ -8,11 +8,13 @@ use contracts::{
     server::{Guard, Principal},
 };
 use jiff::Timestamp;
-use ops::{admin::Readiness, clock::Clock, process::Process, telemetry};
+use ops::{
+    admin::Readiness, clock::Clock, config::HttpOptions, postgres::Pool, process::Process,
+    telemetry,
+};
 use tracing::error;
 
 use crate::{
-    config::ApiOptions,
     ingest,
     store::Store,
     window::{Month, hour, next_hour},
@@ -22,6 +24,9 @@ mod events;
 mod invoice;
 mod prices;
 mod usage;
+
+/// Before this nobody used anything, and far before it no database has a date.
+const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
 
 /// What handlers need.
 #[derive(Clone, Debug)]
@@ -44,9 +49,10 @@ struct Span {
 /// # Errors
 /// When the address cannot be bound.
 pub async fn start(
-    options: &ApiOptions,
-    process: &Process,
+    options: &HttpOptions,
+    pool: &Pool,
     clock: &Clock,
+    process: &Process,
 ) -> anyhow::Result<Readiness> {
     let now = clock.clone();
     let guard = Guard::new(
@@ -56,13 +62,13 @@ pub async fn start(
         telemetry::continue_trace,
     );
     let api = Api {
-        store: Store::new(process.pool.clone()),
+        store: Store::new(pool.clone()),
         clock: clock.clone(),
     };
     process
         .serve_http(options.listen, guard.protect(router(api)))
         .await?;
-    Ok(Readiness::default().with_database(process.pool.clone()))
+    Ok(Readiness::default().with_database(pool.clone()))
 }
 
 /// All routes.
@@ -88,6 +94,9 @@ impl Api {
         let to = next_hour(to.unwrap_or(now));
         if from >= to {
             return Err(invalid("from", "order", "must be before `to`"));
+        }
+        if from < EARLIEST {
+            return Err(invalid("from", "range", "must be 2000-01-01 or later"));
         }
         Ok(Span { from, to })
     }

@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use ops::{kafka, postgres, postgres::Pool};
+use ops::{kafka, postgres};
 
 use crate::{SCHEMA, config::CheckOptions, schema, store::Store};
 
@@ -14,9 +14,9 @@ use crate::{SCHEMA, config::CheckOptions, schema, store::Store};
 ///
 /// # Errors
 /// When something does not answer.
-pub async fn run(options: &CheckOptions, pool: Pool) -> anyhow::Result<ExitCode> {
+pub async fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout();
-    postgres::require_schema(&pool, SCHEMA, &schema()).await?;
+    let pool = postgres::open(&options.command.database, SCHEMA, &schema()).await?;
     writeln!(out, "postgres: answers, the schema is this program's")?;
     kafka::ping(&kafka::producer(&options.kafka)?).await?;
     writeln!(out, "kafka: answers")?;

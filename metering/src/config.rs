@@ -1,9 +1,9 @@
 //! The command line and environment of each subcommand; `--help` is the reference.
 
-use std::net::SocketAddr;
-
 use clap::{Args, Parser, Subcommand};
-use ops::config::{DatabaseOptions, KafkaOptions, Key32, ProcessOptions};
+use ops::config::{
+    CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions, ProcessOptions,
+};
 
 /// Counts what tenants use, exactly once, and says what it costs.
 #[derive(Debug, Parser)]
@@ -20,9 +20,9 @@ pub enum Command {
     /// Take in usage and job events from Kafka, until stopped.
     Ingest(IngestOptions),
     /// Serve usage, raw events, invoices and prices over HTTP, until stopped.
-    Api(ApiOptions),
+    Api(HttpOptions),
     /// Create or update the database schema.
-    Migrate(MigrateOptions),
+    Migrate(CommandOptions),
     /// Check the configuration and reach for what it names.
     Check(CheckOptions),
 }
@@ -39,38 +39,6 @@ pub struct IngestOptions {
     pub process: ProcessOptions,
 }
 
-/// Configuration of `metering api`.
-#[derive(Args, Clone, Debug)]
-pub struct ApiOptions {
-    /// Address of the HTTP API.
-    #[arg(long, env = "LISTEN", value_name = "HOST:PORT")]
-    pub listen: SocketAddr,
-    /// The key of the gateway's assertions, as 64 hexadecimal digits.
-    #[arg(
-        long,
-        env = "ASSERTION_KEY",
-        hide_env_values = true,
-        value_name = "HEX"
-    )]
-    pub assertion_key: Key32,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub database: DatabaseOptions,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub process: ProcessOptions,
-}
-
-/// Configuration of `metering migrate`.
-#[derive(Args, Clone, Debug)]
-#[expect(missing_docs, reason = "flattened: their own types are documented")]
-pub struct MigrateOptions {
-    #[command(flatten)]
-    pub database: DatabaseOptions,
-    #[command(flatten)]
-    pub process: ProcessOptions,
-}
-
 /// Configuration of `metering check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckOptions {
@@ -79,24 +47,21 @@ pub struct CheckOptions {
     pub reconcile: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub database: DatabaseOptions,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub kafka: KafkaOptions,
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub process: ProcessOptions,
+    pub command: CommandOptions,
 }
 
 impl Command {
-    /// What every command has: where the truth is kept, and how the process runs.
+    /// How every command speaks of itself.
     #[must_use]
-    pub fn common(&self) -> (&DatabaseOptions, &ProcessOptions) {
+    pub fn log(&self) -> &LogOptions {
         match self {
-            Self::Ingest(options) => (&options.database, &options.process),
-            Self::Api(options) => (&options.database, &options.process),
-            Self::Migrate(options) => (&options.database, &options.process),
-            Self::Check(options) => (&options.database, &options.process),
+            Self::Ingest(options) => &options.process.log,
+            Self::Api(options) => &options.process.log,
+            Self::Migrate(options) => &options.log,
+            Self::Check(options) => &options.command.log,
         }
     }
 }

@@ -8,7 +8,9 @@ use ops::{
     clock::Clock,
     config::KafkaOptions,
     inbox::{Consumer, Event, Handler, Poison},
-    process::Process,
+    kafka::Topics,
+    lifecycle::Lifecycle,
+    postgres::Pool,
 };
 
 use crate::{
@@ -53,11 +55,16 @@ struct Intake {
 }
 
 /// Starts both inboxes and what follows their progress; returns when the process is ready.
-#[must_use]
-pub fn start(kafka: &KafkaOptions, process: &Process, clock: &Clock) -> Readiness {
-    let Process {
-        pool, lifecycle, ..
-    } = process;
+///
+/// # Errors
+/// When a Kafka client cannot be made.
+pub fn start(
+    kafka: &KafkaOptions,
+    pool: &Pool,
+    clock: &Clock,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Readiness> {
+    let topics = Topics::new(kafka)?;
     let mut readiness = Readiness::default().with_database(pool.clone());
     for source in SOURCES {
         let ready = Flag::default();
@@ -77,14 +84,14 @@ pub fn start(kafka: &KafkaOptions, process: &Process, clock: &Clock) -> Readines
         lifecycle.spawn(source.consumer, consumer.run(lifecycle.stopping()));
         let follower = Follower {
             store: Store::new(pool.clone()),
-            kafka: kafka.clone(),
+            topics: topics.clone(),
             consumer: source.consumer,
             topic: source.topics[0],
             clock: clock.clone(),
         };
         lifecycle.spawn("progress", follower.run(lifecycle.stopping()));
     }
-    readiness
+    Ok(readiness)
 }
 
 impl Handler for Intake {

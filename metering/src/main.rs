@@ -17,9 +17,7 @@ use ops::{
 #[tokio::main]
 async fn main() -> ExitCode {
     let command = parse_or_exit::<Cli>().command;
-    let (database, options) = command.common();
-    let (database, options) = (database.clone(), options.clone());
-    process::run("metering", &options, &database, |process| {
+    process::run("metering", &command.log().clone(), |process| {
         run(command, process)
     })
     .await
@@ -29,19 +27,16 @@ async fn run(command: Command, process: Process) -> anyhow::Result<ExitCode> {
     let clock = Clock::system();
     match command {
         Command::Ingest(options) => {
-            postgres::require_schema(&process.pool, SCHEMA, &schema()).await?;
-            let readiness = ingest::start(&options.kafka, &process, &clock);
+            let pool = postgres::open(&options.database, SCHEMA, &schema()).await?;
+            let readiness = ingest::start(&options.kafka, &pool, &clock, &process.lifecycle)?;
             process.run_until_stopped(&options.process, readiness).await
         }
         Command::Api(options) => {
-            postgres::require_schema(&process.pool, SCHEMA, &schema()).await?;
-            let readiness = api::start(&options, &process, &clock).await?;
+            let pool = postgres::open(&options.database, SCHEMA, &schema()).await?;
+            let readiness = api::start(&options, &pool, &clock, &process).await?;
             process.run_until_stopped(&options.process, readiness).await
         }
-        Command::Migrate(_) => {
-            postgres::migrate(&process.pool, SCHEMA, &schema()).await?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Check(options) => check::run(&options, process.pool).await,
+        Command::Migrate(options) => process::migrate(&options.database, SCHEMA, &schema()).await,
+        Command::Check(options) => check::run(&options).await,
     }
 }

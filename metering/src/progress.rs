@@ -4,15 +4,10 @@
 //! those ends: then everything told before that time is counted. The answers of the API say so
 //! (`as_of`), and the age of that time is ingest's lag, also while nobody uses anything.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::Context as _;
 use jiff::Timestamp;
-use ops::{clock::Clock, config::KafkaOptions};
-use rdkafka::{
-    ClientConfig,
-    consumer::{BaseConsumer, Consumer as _},
-};
+use ops::{clock::Clock, kafka::Topics};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -20,33 +15,22 @@ use crate::store::Store;
 
 /// How often the offsets are compared with the ends.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How long Kafka may take to name one end.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-
-/// A partition of a topic, without the deployment's prefix.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// The topic.
-    pub topic: String,
-    /// The partition.
-    pub partition: i32,
-}
 
 /// The ends of all partitions, as they were at some time or later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Goal {
     /// The time.
     pub noted_at: Timestamp,
-    /// Next offset that Kafka would give.
-    pub ends: BTreeMap<Place, i64>,
+    /// Next offset that Kafka would give, by partition.
+    pub ends: BTreeMap<i32, i64>,
 }
 
 /// Follows one inbox.
 pub struct Follower {
     /// Where offsets are read and progress is kept.
     pub store: Store,
-    /// Brokers and prefix.
-    pub kafka: KafkaOptions,
+    /// Where the ends are read.
+    pub topics: Topics,
     /// The inbox's name.
     pub consumer: &'static str,
     /// Its topic, without prefix.
@@ -58,12 +42,12 @@ pub struct Follower {
 impl Goal {
     /// Whether the offsets have passed every end.
     #[must_use]
-    pub fn is_reached(&self, offsets: &BTreeMap<Place, i64>) -> bool {
+    pub fn is_reached(&self, offsets: &BTreeMap<i32, i64>) -> bool {
         !self.ends.is_empty()
             && self
                 .ends
                 .iter()
-                .all(|(place, end)| offsets.get(place).is_some_and(|at| at >= end))
+                .all(|(partition, end)| offsets.get(partition).is_some_and(|at| at >= end))
     }
 }
 
@@ -71,17 +55,11 @@ impl Follower {
     /// Follows until the process stops.
     ///
     /// # Errors
-    /// When the Kafka client cannot be made; outages are waited out.
+    /// Never by itself: outages are waited out.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let client: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.kafka.kafka_brokers)
-            .set("client.id", format!("{}-progress", self.consumer))
-            .create()
-            .context("set up the Kafka client")?;
-        let client = Arc::new(client);
         let mut goal = None;
         while !stop.is_cancelled() {
-            match self.look(&client, goal.take()).await {
+            match self.look(goal.take()).await {
                 Ok(next) => goal = next,
                 Err(cause) => debug!(
                     consumer = self.consumer,
@@ -98,31 +76,23 @@ impl Follower {
     }
 
     /// Records the goal as reached, or returns it to be looked at again.
-    async fn look(
-        &self,
-        client: &Arc<BaseConsumer>,
-        goal: Option<Goal>,
-    ) -> anyhow::Result<Option<Goal>> {
+    async fn look(&self, goal: Option<Goal>) -> anyhow::Result<Option<Goal>> {
         let goal = match goal {
             Some(goal) => goal,
-            None => self.note(client).await?,
+            None => Goal {
+                noted_at: self.clock.now(),
+                ends: self.topics.ends(self.topic).await?,
+            },
         };
         let lag = self.clock.now().duration_since(goal.noted_at);
         metrics::gauge!("metering_ingest_lag_seconds", "consumer" => self.consumer)
             .set(lag.as_secs_f64());
-        if !goal.is_reached(&self.store.offsets(self.consumer).await?) {
+        let offsets = self.store.offsets(self.consumer, self.topic).await?;
+        if !goal.is_reached(&offsets) {
             return Ok(Some(goal));
         }
         self.store.caught_up(self.consumer, goal.noted_at).await?;
         Ok(None)
-    }
-
-    async fn note(&self, client: &Arc<BaseConsumer>) -> anyhow::Result<Goal> {
-        let noted_at = self.clock.now();
-        let (client, topic) = (Arc::clone(client), self.topic);
-        let name = self.kafka.topic(topic);
-        let ends = tokio::task::spawn_blocking(move || ends(&client, topic, &name)).await??;
-        Ok(Goal { noted_at, ends })
     }
 }
 
@@ -134,57 +104,24 @@ impl std::fmt::Debug for Follower {
     }
 }
 
-fn ends(client: &BaseConsumer, topic: &str, name: &str) -> anyhow::Result<BTreeMap<Place, i64>> {
-    let metadata = client.fetch_metadata(Some(name), REQUEST_DEADLINE)?;
-    let known = metadata
-        .topics()
-        .first()
-        .context("no answer about the topic")?;
-    // A topic that is being created is known before its partitions are.
-    anyhow::ensure!(
-        !known.partitions().is_empty(),
-        "the topic does not exist yet"
-    );
-    let mut ends = BTreeMap::new();
-    for partition in known.partitions() {
-        let partition = partition.id();
-        let (_, end) = client.fetch_watermarks(name, partition, REQUEST_DEADLINE)?;
-        ends.insert(
-            Place {
-                topic: topic.to_owned(),
-                partition,
-            },
-            end,
-        );
-    }
-    Ok(ends)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn offsets(of: &[(i32, i64)]) -> BTreeMap<Place, i64> {
-        let place = |partition| Place {
-            topic: "t".to_owned(),
-            partition,
-        };
-        of.iter()
-            .map(|(partition, offset)| (place(*partition), *offset))
-            .collect()
-    }
-
     #[test]
     fn a_goal_is_reached_when_every_partition_is_at_its_end() {
-        let goal = |ends| Goal {
+        let goal = |ends: &[(i32, i64)]| Goal {
             noted_at: Timestamp::UNIX_EPOCH,
-            ends,
+            ends: ends.iter().copied().collect(),
         };
-        let ends = goal(offsets(&[(0, 5), (1, 0)]));
-        assert!(ends.is_reached(&offsets(&[(0, 5), (1, 0)])));
-        assert!(ends.is_reached(&offsets(&[(0, 9), (1, 1), (2, 0)])));
-        assert!(!ends.is_reached(&offsets(&[(0, 4), (1, 0)])));
-        assert!(!ends.is_reached(&offsets(&[(0, 5)])));
-        assert!(!goal(offsets(&[])).is_reached(&offsets(&[(0, 5)])));
+        let reached = |goal: &Goal, offsets: &[(i32, i64)]| {
+            goal.is_reached(&offsets.iter().copied().collect())
+        };
+        let ends = goal(&[(0, 5), (1, 0)]);
+        assert!(reached(&ends, &[(0, 5), (1, 0)]));
+        assert!(reached(&ends, &[(0, 9), (1, 1), (2, 0)]));
+        assert!(!reached(&ends, &[(0, 4), (1, 0)]));
+        assert!(!reached(&ends, &[(0, 5)]));
+        assert!(!reached(&goal(&[]), &[(0, 5)]));
     }
 }

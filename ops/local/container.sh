@@ -47,6 +47,15 @@ setup() {
   fi
 }
 
+# Compose cannot leave a variable out, only empty.
+drop_empty() {
+  local name
+  for name in $(compgen -e); do
+    [[ -n ${!name} ]] || unset "$name"
+  done
+}
+
+drop_empty
 if [[ ${1:-} == setup ]]; then
   setup
 else

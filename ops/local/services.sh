@@ -70,7 +70,8 @@ redis_start() {
   port=$PORT
   fresh_folder redis redis
   DAEMON_USER=redis daemon_start redis redis-server --bind 127.0.0.1 --port "$port" \
-    --dir "$STATE/redis" --save "" --appendonly no --maxmemory 256mb --daemonize no
+    --dir "$STATE/redis" --save "" --appendonly no --daemonize no \
+    --maxmemory 256mb --maxmemory-policy allkeys-lru
   wait_until "$START_SECONDS" redis redis_answers "$port"
   export REDIS_URL="redis://127.0.0.1:$port"
 }

@@ -9,9 +9,9 @@ use clap::{Args, Parser, ValueEnum, error::ErrorKind};
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 
 /// Exit code for a bad command line or configuration (`EX_USAGE`).
-pub const EXIT_CONFIG: i32 = 64;
+pub const EXIT_CONFIG: u8 = 64;
 /// Exit code when something the process needs cannot be reached (`EX_UNAVAILABLE`).
-pub const EXIT_UNAVAILABLE: i32 = 69;
+pub const EXIT_UNAVAILABLE: u8 = 69;
 
 /// Where the truth is kept.
 #[derive(Args, Clone, Debug)]
@@ -69,6 +69,38 @@ pub struct ProcessOptions {
     pub log: LogOptions,
 }
 
+/// What every command has that ends by itself, such as `migrate`.
+#[derive(Args, Clone, Debug)]
+#[expect(missing_docs, reason = "flattened: their own types are documented")]
+pub struct CommandOptions {
+    #[command(flatten)]
+    pub database: DatabaseOptions,
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+/// What every HTTP API behind the gateway has.
+#[derive(Args, Clone, Debug)]
+pub struct HttpOptions {
+    /// Address of the HTTP API.
+    #[arg(long, env = "LISTEN", value_name = "HOST:PORT")]
+    pub listen: SocketAddr,
+    /// The key of the gateway's assertions, as 64 hexadecimal digits.
+    #[arg(
+        long,
+        env = "ASSERTION_KEY",
+        hide_env_values = true,
+        value_name = "HEX"
+    )]
+    pub assertion_key: Key32,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened: its own type is documented")]
+    pub database: DatabaseOptions,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened: its own type is documented")]
+    pub process: ProcessOptions,
+}
+
 /// How the process speaks of itself. `RUST_LOG` sets the filter.
 #[derive(Args, Clone, Debug)]
 pub struct LogOptions {
@@ -94,6 +126,12 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
+
+/// A configuration that cannot work, however often it is tried: the process exits with
+/// [`EXIT_CONFIG`] wherever this is among the causes of its end.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct BadConfig(#[from] pub anyhow::Error);
 
 /// A 32-byte key, given as 64 hexadecimal digits, that cannot print.
 #[derive(Clone)]
@@ -166,7 +204,7 @@ pub fn parse_or_exit<T: Parser>() -> T {
         };
         // Nowhere is left to report that the terminal is gone.
         error.print().ok();
-        std::process::exit(code)
+        std::process::exit(code.into())
     })
 }
 

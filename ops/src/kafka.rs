@@ -1,28 +1,37 @@
 //! Kafka as everyone here uses it: bounded, acknowledged by all, ordered without gaps.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use rdkafka::{
     ClientConfig,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
     error::RDKafkaErrorCode,
+    metadata::MetadataPartition,
     producer::{FutureProducer, Producer as _},
     util::Timeout,
 };
 
-use crate::config::KafkaOptions;
+use crate::config::{BadConfig, KafkaOptions};
 
 /// Partitions of a topic that we create; a deployment may create them beforehand with more.
 const PARTITIONS: i32 = 6;
 /// How long an administrative request or a metadata look-up may take.
-pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Bounds on what a producer holds before it refuses more.
 const PRODUCER_QUEUE_RECORDS: &str = "20000";
 const PRODUCER_QUEUE_KBYTES: &str = "65536";
 /// Largest record, in bytes; the broker's default.
 pub const MAX_RECORD_BYTES: usize = 1_000_000;
+
+/// Asks the brokers about topics. Clones share the connection.
+#[derive(Clone)]
+pub struct Topics {
+    options: KafkaOptions,
+    client: Arc<BaseConsumer>,
+}
 
 /// Creates the topics that do not exist yet; losing the race to another process is success.
 ///
@@ -55,8 +64,8 @@ pub async fn ensure_topics(options: &KafkaOptions, topics: &[&str]) -> anyhow::R
 ///
 /// # Errors
 /// When the configuration is refused.
-pub fn producer(options: &KafkaOptions) -> anyhow::Result<FutureProducer> {
-    client(options)
+pub fn producer(options: &KafkaOptions) -> Result<FutureProducer, BadConfig> {
+    let producer = client(options)
         .set("enable.idempotence", "true")
         .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
@@ -66,7 +75,8 @@ pub fn producer(options: &KafkaOptions) -> anyhow::Result<FutureProducer> {
         .set("queue.buffering.max.messages", PRODUCER_QUEUE_RECORDS)
         .set("queue.buffering.max.kbytes", PRODUCER_QUEUE_KBYTES)
         .create()
-        .context("set up the Kafka producer")
+        .context("set up the Kafka producer")?;
+    Ok(producer)
 }
 
 /// Whether the brokers answer. Blocks its own thread, not the runtime's.
@@ -84,6 +94,65 @@ pub async fn ping(producer: &FutureProducer) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(ask)
         .await?
         .context("Kafka does not answer")
+}
+
+impl Topics {
+    /// Connects when first asked.
+    ///
+    /// # Errors
+    /// When the configuration is refused.
+    pub fn new(options: &KafkaOptions) -> Result<Self, BadConfig> {
+        let client = client(options).create().context("set up a Kafka client")?;
+        Ok(Self {
+            options: options.clone(),
+            client: Arc::new(client),
+        })
+    }
+
+    /// The partitions of `topic`, named without the prefix.
+    ///
+    /// # Errors
+    /// When the brokers do not answer, or do not know the topic yet.
+    pub async fn partitions(&self, topic: &str) -> anyhow::Result<Vec<i32>> {
+        self.ask(topic, partitions).await
+    }
+
+    /// Where each partition of `topic` ends: the offset that its next record will have.
+    ///
+    /// # Errors
+    /// When the brokers do not answer, or do not know the topic yet.
+    pub async fn ends(&self, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
+        let ends = |client: &BaseConsumer, name: &str| -> anyhow::Result<BTreeMap<i32, i64>> {
+            let end = |partition| {
+                let (_, end) = client.fetch_watermarks(name, partition, REQUEST_DEADLINE)?;
+                anyhow::Ok((partition, end))
+            };
+            partitions(client, name)?.into_iter().map(end).collect()
+        };
+        self.ask(topic, ends).await
+    }
+
+    /// Asks on a thread where the client may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        topic: &str,
+        question: impl FnOnce(&BaseConsumer, &str) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let (client, name) = (Arc::clone(&self.client), self.options.topic(topic));
+        let ask = move || question(&client, &name).with_context(|| format!("look up topic {name}"));
+        tokio::task::spawn_blocking(ask).await?
+    }
+}
+
+fn partitions(client: &BaseConsumer, name: &str) -> anyhow::Result<Vec<i32>> {
+    let metadata = client.fetch_metadata(Some(name), REQUEST_DEADLINE)?;
+    let found = metadata
+        .topics()
+        .first()
+        .map_or(&[][..], |topic| topic.partitions());
+    // A topic that is being created is known before its partitions are.
+    anyhow::ensure!(!found.is_empty(), "it has no partitions yet");
+    Ok(found.iter().map(MetadataPartition::id).collect())
 }
 
 pub(crate) fn client(options: &KafkaOptions) -> ClientConfig {

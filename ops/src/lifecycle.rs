@@ -17,28 +17,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 /// Owns every task of a process and decides when it ends. Clones share it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     soft: CancellationToken,
     hard: CancellationToken,
     tasks: TaskTracker,
     failed: Arc<AtomicBool>,
-    drain: Duration,
 }
 
 impl Lifecycle {
-    /// A process that may take `drain` to finish what it holds once it is told to stop.
-    #[must_use]
-    pub fn new(drain: Duration) -> Self {
-        Self {
-            soft: CancellationToken::new(),
-            hard: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            failed: Arc::new(AtomicBool::new(false)),
-            drain,
-        }
-    }
-
     /// Cancelled when no new work may begin.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
@@ -71,9 +58,10 @@ impl Lifecycle {
         self.soft.cancel();
     }
 
-    /// Waits for a signal or a component's end, drains, and says how it went: 0 for a clean stop,
-    /// 1 when a component failed or the deadline passed.
-    pub async fn run_until_stopped(self) -> ExitCode {
+    /// Waits for a signal or a component's end, then at most `drain` until all components have
+    /// finished what they hold, and says how it went: 0 for a clean stop, 1 when a component failed
+    /// or the deadline passed.
+    pub async fn run_until_stopped(self, drain: Duration) -> ExitCode {
         let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be set");
         let mut interrupt = signal(SignalKind::interrupt()).expect("signal handlers can be set");
         tokio::select! {
@@ -83,11 +71,19 @@ impl Lifecycle {
         }
         self.soft.cancel();
         self.tasks.close();
-        tokio::select! {
-            () = self.tasks.wait() => {}
-            _ = terminate.recv() => self.hard_stop("a second signal"),
-            _ = interrupt.recv() => self.hard_stop("a second signal"),
-            () = tokio::time::sleep(self.drain) => self.hard_stop("the drain deadline"),
+        let cut_short = tokio::select! {
+            () = self.tasks.wait() => None,
+            _ = terminate.recv() => Some("a second signal"),
+            _ = interrupt.recv() => Some("a second signal"),
+            () = tokio::time::sleep(drain) => Some("the drain deadline"),
+        };
+        if let Some(reason) = cut_short {
+            warn!(
+                drain.seconds = drain.as_secs(),
+                "{reason}: dropping what is left"
+            );
+            self.failed.store(true, Ordering::SeqCst);
+            self.hard.cancel();
         }
         self.tasks.wait().await;
         if self.failed.load(Ordering::SeqCst) {
@@ -95,15 +91,6 @@ impl Lifecycle {
         } else {
             ExitCode::SUCCESS
         }
-    }
-
-    fn hard_stop(&self, reason: &str) {
-        warn!(
-            drain.seconds = self.drain.as_secs(),
-            "{reason}: dropping what is left"
-        );
-        self.failed.store(true, Ordering::SeqCst);
-        self.hard.cancel();
     }
 }
 
@@ -142,35 +129,40 @@ impl Drop for StopOnDrop {
 mod tests {
     use super::*;
 
+    const DRAIN: Duration = Duration::from_secs(5);
+
     #[tokio::test]
     async fn a_component_that_fails_stops_the_others_and_the_exit_code_says_so() {
-        let lifecycle = Lifecycle::new(Duration::from_secs(5));
+        let lifecycle = Lifecycle::default();
         let stopping = lifecycle.stopping();
         lifecycle.spawn("waits", async move {
             stopping.cancelled().await;
             Ok(())
         });
         lifecycle.spawn("fails", async { anyhow::bail!("as it must") });
-        assert_eq!(lifecycle.run_until_stopped().await, ExitCode::FAILURE);
+        assert_eq!(lifecycle.run_until_stopped(DRAIN).await, ExitCode::FAILURE);
     }
 
     #[tokio::test]
     async fn a_component_that_ignores_the_stop_is_dropped_at_the_deadline() {
-        let lifecycle = Lifecycle::new(Duration::from_millis(20));
+        let lifecycle = Lifecycle::default();
         lifecycle.spawn("never ends", std::future::pending());
         lifecycle.stop();
-        assert_eq!(lifecycle.run_until_stopped().await, ExitCode::FAILURE);
+        assert_eq!(
+            lifecycle.run_until_stopped(Duration::from_millis(20)).await,
+            ExitCode::FAILURE
+        );
     }
 
     #[tokio::test]
     async fn a_clean_stop_is_success() {
-        let lifecycle = Lifecycle::new(Duration::from_secs(5));
+        let lifecycle = Lifecycle::default();
         let stopping = lifecycle.stopping();
         lifecycle.spawn("waits", async move {
             stopping.cancelled().await;
             Ok(())
         });
         lifecycle.stop();
-        assert_eq!(lifecycle.run_until_stopped().await, ExitCode::SUCCESS);
+        assert_eq!(lifecycle.run_until_stopped(DRAIN).await, ExitCode::SUCCESS);
     }
 }

@@ -14,6 +14,7 @@ use rdkafka::{
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
+use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -85,33 +86,47 @@ pub async fn append(
     schema: &str,
     message: &Message,
 ) -> Result<(), tokio_postgres::Error> {
+    append_all(transaction, schema, std::slice::from_ref(message)).await
+}
+
+/// Appends events, in this order, in the caller's transaction: in one statement, however many.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn append_all(
+    transaction: &impl GenericClient,
+    schema: &str,
+    messages: &[Message],
+) -> Result<(), tokio_postgres::Error> {
     let sql = format!(
         "-- ops.outbox_append\n\
          INSERT INTO {schema}.outbox\n    \
          (topic, key, ce_source, ce_id, ce_type, ce_time, traceparent, value)\n\
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+         SELECT topic, key, source, id, kind, time, traceparent, value\n\
+         FROM unnest($1::text[], $2::bytea[], $3::text[], $4::text[], $5::text[],\n    \
+         $6::timestamptz[], $7::text[], $8::bytea[]) WITH ORDINALITY\n\
+         AS told (topic, key, source, id, kind, time, traceparent, value, place)\n\
+         ORDER BY place"
     );
-    let traceparent = message
-        .traceparent
-        .clone()
-        .or_else(crate::telemetry::traceparent);
-    let Message {
-        topic,
-        key,
-        source,
-        id,
-        kind,
-        time,
-        value,
-        ..
-    } = message;
-    transaction
-        .execute(
-            &sql,
-            &[topic, key, source, id, kind, time, &traceparent, value],
-        )
-        .await?;
+    let current = crate::telemetry::traceparent();
+    let traceparent = |it: &Message| it.traceparent.clone().or_else(|| current.clone());
+    let parameters: [&(dyn ToSql + Sync); 8] = [
+        &column(messages, |it| it.topic),
+        &column(messages, |it| it.key.as_slice()),
+        &column(messages, |it| it.source.as_str()),
+        &column(messages, |it| it.id.as_str()),
+        &column(messages, |it| it.kind),
+        &column(messages, |it| it.time),
+        &column(messages, traceparent),
+        &column(messages, |it| it.value.as_slice()),
+    ];
+    let statement = transaction.prepare_cached(&sql).await?;
+    transaction.execute(&statement, &parameters).await?;
     Ok(())
+}
+
+fn column<'a, T>(messages: &'a [Message], of: impl Fn(&'a Message) -> T) -> Vec<T> {
+    messages.iter().map(of).collect()
 }
 
 impl Publisher {

@@ -13,7 +13,7 @@ use refinery::Runner;
 use secrecy::ExposeSecret;
 use tokio_postgres::{Config, NoTls, error::SqlState};
 
-use crate::config::DatabaseOptions;
+use crate::config::{BadConfig, DatabaseOptions};
 
 pub use deadpool_postgres::Pool;
 pub use refinery::Migration;
@@ -31,11 +31,11 @@ const MECHANISMS: &str = include_str!("mechanisms.sql");
 ///
 /// # Errors
 /// When the URL cannot be parsed; it is not repeated, since it holds a password.
-pub fn connect(options: &DatabaseOptions, application: &str) -> anyhow::Result<Pool> {
-    let mut config: Config =
-        options.database_url.expose_secret().parse().context(
-            "DATABASE_URL is not of the form postgres://user:password@host:port/database",
-        )?;
+pub fn connect(options: &DatabaseOptions, application: &str) -> Result<Pool, BadConfig> {
+    let url = options.database_url.expose_secret();
+    let mut config: Config = url
+        .parse()
+        .context("DATABASE_URL is not of the form postgres://user:password@host:port/database")?;
     config
         .application_name(application)
         .connect_timeout(CONNECTION_DEADLINE)
@@ -47,14 +47,30 @@ pub fn connect(options: &DatabaseOptions, application: &str) -> anyhow::Result<P
     let recycling = ManagerConfig {
         recycling_method: RecyclingMethod::Fast,
     };
-    Pool::builder(Manager::from_config(config, NoTls, recycling))
+    let pool = Pool::builder(Manager::from_config(config, NoTls, recycling))
         .max_size(options.database_connections)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(CONNECTION_DEADLINE))
         .create_timeout(Some(CONNECTION_DEADLINE))
         .recycle_timeout(Some(CONNECTION_DEADLINE))
         .build()
-        .context("set up the connection pool")
+        .context("set up the connection pool")?;
+    Ok(pool)
+}
+
+/// Opens the pool of one process on its service's schema, which must be at the newest version in
+/// `all`.
+///
+/// # Errors
+/// As [`connect`] and [`require_schema`] say.
+pub async fn open(
+    options: &DatabaseOptions,
+    schema: &str,
+    all: &[Migration],
+) -> anyhow::Result<Pool> {
+    let pool = connect(options, schema)?;
+    require_schema(&pool, schema, all).await?;
+    Ok(pool)
 }
 
 /// Whether the database answers.

@@ -1,58 +1,81 @@
-//! The same main everywhere: command line, telemetry, database; then run until told to stop.
+//! The same main everywhere: command line, telemetry, then the command; run until told to stop; and
+//! one meaning of exit codes.
 
 use std::{io::Write as _, process::ExitCode};
 
+use anyhow::Context as _;
 use axum::Router;
 use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::{
     admin::{self, Readiness},
-    config::{DatabaseOptions, EXIT_CONFIG, EXIT_UNAVAILABLE, ProcessOptions},
+    config::{
+        BadConfig, DatabaseOptions, EXIT_CONFIG, EXIT_UNAVAILABLE, LogOptions, ProcessOptions,
+    },
     lifecycle::Lifecycle,
-    postgres::{self, Pool},
+    postgres::{self, Migration},
     telemetry::{self, Telemetry},
 };
 
-/// What every command of a service has before it does its own.
+/// What every command has before it does its own.
 #[derive(Debug)]
 pub struct Process {
     name: &'static str,
     telemetry: Telemetry,
-    /// The service's database.
-    pub pool: Pool,
     /// The tasks of the process, and its end.
     pub lifecycle: Lifecycle,
 }
 
-/// Sets up a process and runs `command` in it. What goes wrong is said on standard error: exit
-/// code 64 for configuration, 69 for what cannot be reached.
-pub async fn run<F, Fut>(
-    name: &'static str,
-    options: &ProcessOptions,
-    database: &DatabaseOptions,
-    command: F,
-) -> ExitCode
+/// Sets up a process, runs `command` in it, and [ends](end).
+pub async fn run<F, Fut>(name: &'static str, log: &LogOptions, command: F) -> ExitCode
 where
     F: FnOnce(Process) -> Fut,
     Fut: Future<Output = anyhow::Result<ExitCode>>,
 {
-    let set_up = || {
-        let telemetry = telemetry::init(name, &options.log)?;
-        let pool = postgres::connect(database, name)?;
-        anyhow::Ok(Process {
-            name,
-            telemetry,
-            pool,
-            lifecycle: Lifecycle::new(options.drain()),
-        })
-    };
-    match set_up() {
-        Err(cause) => fail(name, &cause, EXIT_CONFIG),
-        Ok(process) => command(process)
+    let outcome = match telemetry::init(name, log) {
+        Err(cause) => Err(cause.into()),
+        Ok(telemetry) => {
+            let lifecycle = Lifecycle::default();
+            command(Process {
+                name,
+                telemetry,
+                lifecycle,
+            })
             .await
-            .unwrap_or_else(|cause| fail(name, &cause, EXIT_UNAVAILABLE)),
-    }
+        }
+    };
+    end(name, outcome)
+}
+
+/// How a program ends: by the exit code that its command gives, or, when the command could not do
+/// its work, with the reason on standard error. Then the code is 64 for a [`BadConfig`] and 69 for
+/// all else, since something is not there or not as the command needs it.
+#[must_use]
+pub fn end(name: &str, outcome: anyhow::Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|cause| {
+        // Nowhere is left to report that standard error is gone.
+        writeln!(std::io::stderr(), "{name}: {cause:#}").ok();
+        ExitCode::from(if cause.is::<BadConfig>() {
+            EXIT_CONFIG
+        } else {
+            EXIT_UNAVAILABLE
+        })
+    })
+}
+
+/// The command `migrate` of every service: brings its schema up to date.
+///
+/// # Errors
+/// As [`postgres::connect`] and [`postgres::migrate`] say.
+pub async fn migrate(
+    database: &DatabaseOptions,
+    schema: &str,
+    all: &[Migration],
+) -> anyhow::Result<ExitCode> {
+    let pool = postgres::connect(database, schema)?;
+    postgres::migrate(&pool, schema, all).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Process {
@@ -67,13 +90,12 @@ impl Process {
     ) -> anyhow::Result<()> {
         let listener = TcpListener::bind(listen)
             .await
-            .map_err(|error| anyhow::anyhow!("listen on {listen}: {error}"))?;
+            .with_context(|| format!("listen on {listen}"))?;
         info!(process = self.name, http.address = %listener.local_addr()?, "serving");
         let stop = self.lifecycle.stopping();
         self.lifecycle.spawn("http", async move {
-            let stopped = async move { stop.cancelled().await };
             Ok(axum::serve(listener, router)
-                .with_graceful_shutdown(stopped)
+                .with_graceful_shutdown(stop.cancelled_owned())
                 .await?)
         });
         Ok(())
@@ -97,12 +119,6 @@ impl Process {
         .await?;
         self.lifecycle.spawn("admin", admin);
         info!(process = self.name, admin.address = %address, "running");
-        Ok(self.lifecycle.run_until_stopped().await)
+        Ok(self.lifecycle.run_until_stopped(options.drain()).await)
     }
-}
-
-fn fail(name: &str, cause: &anyhow::Error, code: i32) -> ExitCode {
-    // Nowhere is left to report that standard error is gone.
-    writeln!(std::io::stderr(), "{name}: {cause:#}").ok();
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

@@ -15,7 +15,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::config::{LogFormat, LogOptions};
+use crate::config::{BadConfig, LogFormat, LogOptions};
 
 /// Latency bucket bounds of every `*_seconds` histogram, in seconds.
 const SECONDS_BUCKETS: [f64; 14] = [
@@ -38,7 +38,11 @@ pub struct Telemetry {
 ///
 /// # Errors
 /// When the OTLP endpoint is not a URL, or telemetry was set up before.
-pub fn init(service: &'static str, options: &LogOptions) -> anyhow::Result<Telemetry> {
+pub fn init(service: &'static str, options: &LogOptions) -> Result<Telemetry, BadConfig> {
+    set_up(service, options).map_err(BadConfig)
+}
+
+fn set_up(service: &'static str, options: &LogOptions) -> anyhow::Result<Telemetry> {
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)?
         .install_recorder()

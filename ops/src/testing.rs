@@ -2,18 +2,25 @@
 //! environment names (`ops/test` starts them), and waiting with a deadline.
 
 use std::{
+    net::SocketAddr,
     process::{Child, Command},
     time::{Duration, Instant},
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio_postgres::NoTls;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_postgres::{NoTls, types::FromSqlOwned};
 use uuid::Uuid;
 
 use crate::{
     config::{DatabaseOptions, KafkaOptions},
-    postgres::Pool,
+    postgres::{Migration, Pool, migrate},
 };
+
+pub mod records;
 
 /// A Postgres database that is created for one test and dropped with it.
 #[derive(Debug)]
@@ -54,6 +61,45 @@ pub fn kafka() -> KafkaOptions {
 #[must_use]
 pub fn prefix(kind: &str) -> String {
     format!("{kind}_{}", Uuid::now_v7().simple())
+}
+
+/// An address that was free a moment ago, for a process that others must find.
+///
+/// # Panics
+/// When loopback has no free port.
+#[must_use]
+pub fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("it is bound")
+}
+
+/// The status that a process answers a GET with, or `None` while it does not answer.
+pub async fn status(address: SocketAddr, path: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    answer.split(' ').nth(1)?.parse().ok()
+}
+
+/// Waits until the process behind an admin address can do its work.
+///
+/// # Panics
+/// When `deadline` passes first.
+pub async fn until_ready(admin: SocketAddr, deadline: Duration) {
+    let ready = async || (status(admin, "/readyz").await == Some(200)).then_some(());
+    eventually("the process is ready", deadline, ready).await;
+}
+
+/// The one value that a query gives.
+///
+/// # Panics
+/// When it gives something else.
+pub async fn value<T: FromSqlOwned>(pool: &Pool, sql: &str) -> T {
+    let client = pool.get().await.expect("Postgres answers");
+    let row = client.query_one(sql, &[]).await;
+    row.expect("the query gives one row").get(0)
 }
 
 /// Waits until `condition` gives something.
@@ -101,6 +147,18 @@ impl TestDatabase {
             .expect("DATABASE_URL names a database");
         let url = SecretString::from(format!("{host}/{name}{query}"));
         Self { server, name, url }
+    }
+
+    /// A database with the schema that `all` make, and a pool on it.
+    ///
+    /// # Panics
+    /// When it cannot be created.
+    pub async fn with_schema(schema: &str, all: &[Migration]) -> (Self, Pool) {
+        let database = Self::create().await;
+        let pool = database.pool();
+        let migrated = migrate(&pool, schema, all).await;
+        migrated.expect("the schema can be made from nothing");
+        (database, pool)
     }
 
     /// The database's URL.

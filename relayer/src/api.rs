@@ -2,24 +2,18 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use axum::{Router, routing::get};
 use contracts::{assertion::Audience, server::Guard};
 use ops::{
-    admin::{self, Readiness},
+    admin::Readiness,
     clock::Clock,
-    config::Key32,
-    lifecycle::Lifecycle,
+    config::{HttpOptions, Key32},
     postgres::{self, Pool},
-    telemetry::{self, Telemetry},
+    process::Process,
+    telemetry,
 };
-use tokio::net::TcpListener;
-use tracing::info;
 
-use crate::{
-    config::{ApiOptions, Failure},
-    store::{self, SCHEMA},
-};
+use crate::store::{self, SCHEMA};
 
 mod proof;
 
@@ -39,34 +33,13 @@ pub fn router(pool: Pool, key: &Key32, clock: Clock) -> Router {
 }
 
 /// Serves until the process is told to stop.
-pub async fn serve(options: ApiOptions, telemetry: &Telemetry) -> Result<ExitCode, Failure> {
-    let pool = postgres::connect(&options.database, "relayer-api").map_err(Failure::Config)?;
-    postgres::ping(&pool).await.map_err(Failure::Unavailable)?;
-    postgres::require_schema(&pool, SCHEMA, &store::migrations()).await?;
-    let lifecycle = Lifecycle::new(options.process.drain());
-    let stop = lifecycle.stopping();
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .with_context(|| format!("listen on {}", options.listen))?;
-    let address = listener.local_addr().context("the API's address")?;
-    let readiness = Readiness::default().with_database(pool.clone());
-    let metrics = telemetry.metrics.clone();
-    let (admin_address, serve_admin) = admin::bind(
-        options.process.admin_listen,
-        readiness,
-        metrics,
-        stop.clone(),
-    )
-    .await?;
-    info!(api.address = %address, admin.address = %admin_address, "relayer api is up");
-    let router = router(pool, &options.assertion_key, Clock::system());
-    lifecycle.spawn("admin", serve_admin);
-    lifecycle.spawn("api", async move {
-        let stopped = async move { stop.cancelled().await };
-        axum::serve(listener, router)
-            .with_graceful_shutdown(stopped)
-            .await?;
-        Ok(())
-    });
-    Ok(lifecycle.run_until_stopped().await)
+///
+/// # Errors
+/// When the database is not as it must be, or an address cannot be bound.
+pub async fn serve(options: &HttpOptions, process: Process) -> anyhow::Result<ExitCode> {
+    let pool = postgres::open(&options.database, SCHEMA, &store::migrations()).await?;
+    let router = router(pool.clone(), &options.assertion_key, Clock::system());
+    process.serve_http(options.listen, router).await?;
+    let readiness = Readiness::default().with_database(pool);
+    process.run_until_stopped(&options.process, readiness).await
 }

@@ -1,36 +1,24 @@
-//! `relayer check`: everything `run` needs, without running; and `relayer migrate`.
+//! `relayer check`: everything `run` needs, without running.
 
-use std::io::Write as _;
+use std::{io::Write as _, process::ExitCode};
 
-use ops::{kafka, postgres};
+use ops::kafka;
 
-use crate::{
-    config::{Failure, MigrateOptions, RunOptions},
-    run,
-    store::{self, SCHEMA},
-};
+use crate::{config::RunOptions, run};
 
 /// Says on standard output what was found in order.
-pub async fn check(options: &RunOptions) -> Result<(), Failure> {
+///
+/// # Errors
+/// When something is not.
+pub async fn check(options: &RunOptions) -> anyhow::Result<ExitCode> {
     let setup = run::prepare(options).await?;
-    let producer = kafka::producer(&options.kafka).map_err(Failure::Config)?;
-    kafka::ping(&producer).await.map_err(Failure::Unavailable)?;
-    let lines = format!(
-        "configuration, keys, schema and Kafka are in order\n\
-         chain {}, registry {}, gas key {}\n",
+    kafka::ping(&kafka::producer(&options.kafka)?).await?;
+    writeln!(
+        std::io::stdout(),
+        "configuration, keys, schema and Kafka are in order\nchain {}, registry {}, gas key {}",
         setup.key.chain_id,
         setup.key.registry,
         setup.keys.gas.address()
-    );
-    std::io::stdout()
-        .write_all(lines.as_bytes())
-        .map_err(|cause| Failure::Other(cause.into()))
-}
-
-/// Creates or updates the schema.
-pub async fn migrate(options: &MigrateOptions) -> Result<(), Failure> {
-    let pool = postgres::connect(&options.database, "relayer").map_err(Failure::Config)?;
-    postgres::ping(&pool).await.map_err(Failure::Unavailable)?;
-    postgres::migrate(&pool, SCHEMA, &store::migrations()).await?;
-    Ok(())
+    )?;
+    Ok(ExitCode::SUCCESS)
 }

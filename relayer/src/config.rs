@@ -1,12 +1,14 @@
-//! Configuration of the four commands that need any; `--help` is the reference.
+//! The command line and environment of each subcommand; `--help` is the reference.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use alloy::primitives::{Address, U256};
+use anyhow::{anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 use ops::config::{
-    DatabaseOptions, EXIT_CONFIG, EXIT_UNAVAILABLE, KafkaOptions, Key32, LogOptions, ProcessOptions,
+    BadConfig, CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions,
+    ProcessOptions,
 };
 
 use crate::{
@@ -32,11 +34,11 @@ pub enum Command {
     /// Take in completions, confirm them on chain, announce what is final.
     Run(Box<RunOptions>),
     /// Serve proofs.
-    Api(Box<ApiOptions>),
+    Api(Box<HttpOptions>),
     /// Deploy a `JobsRegistry`, wait until it is there, print its address.
     Deploy(Box<DeployOptions>),
     /// Create or update the schema `relayer`.
-    Migrate(MigrateOptions),
+    Migrate(CommandOptions),
     /// Check the configuration of `run` and reach for everything it needs.
     Check(Box<RunOptions>),
 }
@@ -163,32 +165,6 @@ pub struct LaneOptions {
     pub gas_balance_low_gwei: u64,
 }
 
-/// Configuration of `relayer api`.
-#[derive(Args, Clone, Debug)]
-#[expect(missing_docs, reason = "flattened: their own types are documented")]
-pub struct ApiOptions {
-    #[command(flatten)]
-    pub process: ProcessOptions,
-    #[command(flatten)]
-    pub database: DatabaseOptions,
-    /// Address of the HTTP API.
-    #[arg(
-        long,
-        env = "LISTEN",
-        default_value = "127.0.0.1:0",
-        value_name = "HOST:PORT"
-    )]
-    pub listen: SocketAddr,
-    /// Key of the gateway's assertions, 64 hexadecimal digits.
-    #[arg(
-        long,
-        env = "ASSERTION_KEY",
-        hide_env_values = true,
-        value_name = "HEX"
-    )]
-    pub assertion_key: Key32,
-}
-
 /// Configuration of `relayer deploy`.
 #[derive(Args, Clone, Debug)]
 pub struct DeployOptions {
@@ -221,35 +197,35 @@ pub struct DeployOptions {
     pub json: bool,
 }
 
-/// Configuration of `relayer migrate`.
-#[derive(Args, Clone, Debug)]
-#[expect(missing_docs, reason = "flattened: their own types are documented")]
-pub struct MigrateOptions {
-    #[command(flatten)]
-    pub log: LogOptions,
-    #[command(flatten)]
-    pub database: DatabaseOptions,
-}
-
-/// Why a command ended early; decides the exit code.
-#[derive(Debug)]
-pub enum Failure {
-    /// The configuration is wrong: 64.
-    Config(anyhow::Error),
-    /// Something that is needed cannot be reached: 69.
-    Unavailable(anyhow::Error),
-    /// Anything else: 1.
-    Other(anyhow::Error),
+impl Command {
+    /// How every command speaks of itself.
+    #[must_use]
+    pub fn log(&self) -> &LogOptions {
+        match self {
+            Self::Run(options) | Self::Check(options) => &options.process.log,
+            Self::Api(options) => &options.process.log,
+            Self::Deploy(options) => &options.log,
+            Self::Migrate(options) => &options.log,
+        }
+    }
 }
 
 impl ChainOptions {
-    /// The registry behind these endpoints.
+    /// The registry behind these endpoints, and the id of the chain that all of them are of.
     ///
     /// # Errors
-    /// When the HTTP client cannot be set up.
-    pub fn connect(&self, registry: Address) -> anyhow::Result<Chain> {
+    /// When none answers; [`BadConfig`] when they are not of the chain that is wanted.
+    pub async fn connect(&self, registry: Address) -> anyhow::Result<(Chain, u64)> {
         let deadline = Duration::from_millis(self.rpc_timeout_ms);
-        Chain::new(&self.rpc_url, registry, self.finality, deadline)
+        let chain = Chain::new(&self.rpc_url, registry, self.finality, deadline);
+        let chain = chain.map_err(BadConfig)?;
+        let id = chain.chain_id().await?;
+        if let Some(wanted) = self.chain_id.filter(|wanted| *wanted != id) {
+            bail!(BadConfig(anyhow!(
+                "the endpoints are of chain {id}, CHAIN_ID says {wanted}"
+            )));
+        }
+        Ok((chain, id))
     }
 }
 
@@ -288,33 +264,6 @@ impl LaneOptions {
     }
 }
 
-impl Failure {
-    /// The process's exit code.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        let code = match self {
-            Self::Config(_) => EXIT_CONFIG,
-            Self::Unavailable(_) => EXIT_UNAVAILABLE,
-            Self::Other(_) => 1,
-        };
-        u8::try_from(code).unwrap_or(1)
-    }
-
-    /// What happened.
-    #[must_use]
-    pub fn cause(&self) -> &anyhow::Error {
-        match self {
-            Self::Config(cause) | Self::Unavailable(cause) | Self::Other(cause) => cause,
-        }
-    }
-}
-
-impl From<anyhow::Error> for Failure {
-    fn from(cause: anyhow::Error) -> Self {
-        Self::Other(cause)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -332,6 +281,8 @@ mod tests {
         let options = [
             "relayer",
             "api",
+            "--listen",
+            "127.0.0.1:0",
             "--database-url",
             "postgres://u:s3cret@h/d",
             "--assertion-key",

@@ -1,19 +1,20 @@
 //! `relayer deploy`: makes a `JobsRegistry` and waits until it is there.
 
-use std::{io::Write as _, time::Duration};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use alloy::{
     primitives::{Address, Bytes, TxKind, aliases::U48},
     sol_types::SolConstructor as _,
 };
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use contracts::registry::{self, JobsRegistry::constructorCall};
+use ops::config::BadConfig;
 use serde_json::json;
 use tracing::info;
 
 use crate::{
     chain::{Chain, Receipt},
-    config::{DeployOptions, Failure},
+    config::DeployOptions,
     fees::Fees,
     signer::{self, Attesters},
     transaction::{Attempt, Order},
@@ -27,28 +28,18 @@ const POLL: Duration = Duration::from_millis(500);
 const FEE_CAP: u128 = 1_000_000_000_000;
 
 /// Deploys, and prints the address alone, or JSON.
-pub async fn deploy(options: &DeployOptions) -> Result<(), Failure> {
-    let attesters = attesters(options).map_err(Failure::Config)?;
+///
+/// # Errors
+/// When the contract was not made; the message says why.
+pub async fn deploy(options: &DeployOptions) -> anyhow::Result<ExitCode> {
+    let attesters = attesters(options).map_err(BadConfig)?;
     if options.threshold == 0 || usize::from(options.threshold) > attesters.len() {
         let number = attesters.len();
         let cause = anyhow!("a threshold of {} needs 1 to {number}", options.threshold);
-        return Err(Failure::Config(cause));
+        bail!(BadConfig(cause));
     }
-    let key = signer::gas_key(&options.gas_key_file).map_err(Failure::Config)?;
-    let chain = options
-        .chain
-        .connect(Address::ZERO)
-        .map_err(Failure::Config)?;
-    let chain_id = chain.chain_id().await.map_err(Failure::Unavailable)?;
-    if options
-        .chain
-        .chain_id
-        .is_some_and(|wanted| wanted != chain_id)
-    {
-        return Err(Failure::Config(anyhow!(
-            "the endpoints are of chain {chain_id}"
-        )));
-    }
+    let key = signer::gas_key(&options.gas_key_file).map_err(BadConfig)?;
+    let (chain, chain_id) = options.chain.connect(Address::ZERO).await?;
     let admin = options.admin.unwrap_or(key.address());
     let arguments = constructorCall {
         admin,
@@ -78,7 +69,7 @@ pub async fn deploy(options: &DeployOptions) -> Result<(), Failure> {
         .await
         .map_err(|_| anyhow!("transaction {} is in no block yet", attempt.hash))??;
     report(options.json, chain_id, &receipt)?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn mined(chain: &Chain, attempt: &Attempt) -> anyhow::Result<Receipt> {

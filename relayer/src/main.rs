@@ -3,44 +3,33 @@
 use std::process::ExitCode;
 
 use ops::{
-    config::{LogOptions, parse_or_exit},
-    telemetry::{self, Telemetry},
+    config::parse_or_exit,
+    process::{self, Process},
 };
 use relayer::{
     api, check,
-    config::{Cli, Command, Failure},
+    config::{Cli, Command},
     deploy, run,
+    store::{SCHEMA, migrations},
 };
-use tracing::error;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli: Cli = parse_or_exit();
-    let outcome = match telemetry::init("relayer", log_options(&cli.command)) {
-        Ok(telemetry) => execute(cli.command, &telemetry).await,
-        Err(cause) => Err(Failure::Config(cause)),
-    };
-    outcome.unwrap_or_else(|failure| {
-        error!(error = format!("{:#}", failure.cause()), "relayer ends");
-        ExitCode::from(failure.exit_code())
+    let command = parse_or_exit::<Cli>().command;
+    process::run("relayer", &command.log().clone(), |process| {
+        execute(command, process)
     })
+    .await
 }
 
-async fn execute(command: Command, telemetry: &Telemetry) -> Result<ExitCode, Failure> {
+async fn execute(command: Command, process: Process) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(options) => run::run(*options, telemetry).await,
-        Command::Api(options) => api::serve(*options, telemetry).await,
-        Command::Deploy(options) => deploy::deploy(&options).await.map(|()| ExitCode::SUCCESS),
-        Command::Migrate(options) => check::migrate(&options).await.map(|()| ExitCode::SUCCESS),
-        Command::Check(options) => check::check(&options).await.map(|()| ExitCode::SUCCESS),
-    }
-}
-
-fn log_options(command: &Command) -> &LogOptions {
-    match command {
-        Command::Run(options) | Command::Check(options) => &options.process.log,
-        Command::Api(options) => &options.process.log,
-        Command::Deploy(options) => &options.log,
-        Command::Migrate(options) => &options.log,
+        Command::Run(options) => run::run(*options, process).await,
+        Command::Api(options) => api::serve(&options, process).await,
+        Command::Deploy(options) => deploy::deploy(&options).await,
+        Command::Migrate(options) => {
+            process::migrate(&options.database, SCHEMA, &migrations()).await
+        }
+        Command::Check(options) => check::check(&options).await,
     }
 }

@@ -6,9 +6,8 @@ use anyhow::Context as _;
 use deadpool_postgres::{GenericClient, Object, Transaction};
 use ops::{
     lease::{Lease, LeaseTable},
-    postgres::Pool,
+    postgres::{Migration, Pool},
 };
-use refinery::Migration;
 
 use crate::nonce::Nonce;
 

@@ -8,6 +8,14 @@ CREATE TABLE webhooks.endpoints (
     description     text,
     enabled         boolean     NOT NULL DEFAULT true,
     disabled_reason text,
+    -- The circuit breaker: open on probation, when one delivery at a time goes out as a probe, the
+    -- next at `probe_at`.
+    health          text        NOT NULL DEFAULT 'UNTRIED'
+        CHECK (health IN ('UNTRIED', 'TRUSTED', 'ON_PROBATION')),
+    -- Failed attempts in a row.
+    failures        int         NOT NULL DEFAULT 0,
+    probe_at        timestamptz,
+    CHECK ((health = 'ON_PROBATION') = (probe_at IS NOT NULL)),
     created_at      timestamptz NOT NULL,
     updated_at      timestamptz NOT NULL,
     deleted_at      timestamptz
@@ -52,7 +60,11 @@ CREATE TABLE webhooks.deliveries (
     lease_expires_at timestamptz,
     UNIQUE (endpoint_id, event_source, event_id)
 );
-CREATE INDEX deliveries_due ON webhooks.deliveries (next_attempt_at) WHERE status = 'PENDING';
+-- What a claim reads: the first few due to each endpoint, and those under way.
+CREATE INDEX deliveries_due ON webhooks.deliveries (endpoint_id, next_attempt_at, message_id)
+    WHERE status = 'PENDING';
+CREATE INDEX deliveries_under_way ON webhooks.deliveries (endpoint_id, lease_expires_at)
+    WHERE lease_expires_at IS NOT NULL;
 CREATE INDEX deliveries_tenant ON webhooks.deliveries (tenant_id, message_id DESC);
 CREATE INDEX deliveries_job ON webhooks.deliveries (job_id, message_id DESC);
 

@@ -1,10 +1,10 @@
 //! Configuration: one command line for the service, a struct for each of its processes.
 
-use std::net::SocketAddr;
-
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
-use ops::config::{DatabaseOptions, KafkaOptions, Key32, ProcessOptions};
+use ops::config::{
+    CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, Key32, LogOptions, ProcessOptions,
+};
 
 /// Tells tenants what happened to their jobs, by signed webhooks.
 #[derive(Debug, Parser)]
@@ -23,46 +23,26 @@ pub enum Command {
     /// Take in events and send webhooks.
     Worker(WorkerOptions),
     /// Create or update the database schema.
-    Migrate(MigrateOptions),
+    Migrate(CommandOptions),
     /// Validate the worker's configuration and reach for what it needs.
     Check(WorkerOptions),
 }
 
 /// `webhooks api`.
 #[derive(Args, Debug)]
+#[expect(missing_docs, reason = "flattened: their own types are documented")]
 pub struct ApiOptions {
-    /// Address to serve the gateway on.
-    #[arg(
-        long,
-        env = "LISTEN",
-        default_value = "127.0.0.1:0",
-        value_name = "HOST:PORT"
-    )]
-    pub listen: SocketAddr,
-    /// Key of the gateway's assertions to this service: 64 hexadecimal digits.
-    #[arg(
-        long,
-        env = "ASSERTION_KEY",
-        hide_env_values = true,
-        value_name = "HEX"
-    )]
-    pub assertion_key: Key32,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub delivery: DeliveryOptions,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub database: DatabaseOptions,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub process: ProcessOptions,
+    pub http: HttpOptions,
 }
 
 /// `webhooks worker`.
 #[derive(Args, Debug)]
 pub struct WorkerOptions {
     /// Webhooks sent at a time.
-    #[arg(long, env = "WEBHOOKS_SLOTS", default_value_t = 32, value_name = "N")]
+    #[arg(long, env = "WEBHOOKS_SLOTS", default_value_t = 256, value_name = "N")]
     pub slots: usize,
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
@@ -73,17 +53,6 @@ pub struct WorkerOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub kafka: KafkaOptions,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub process: ProcessOptions,
-}
-
-/// `webhooks migrate`.
-#[derive(Args, Debug)]
-pub struct MigrateOptions {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened: its own type is documented")]
-    pub database: DatabaseOptions,
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub process: ProcessOptions,
@@ -107,13 +76,13 @@ pub struct DeliveryOptions {
 }
 
 impl Command {
-    /// What every command has.
+    /// How every command speaks of itself.
     #[must_use]
-    pub fn common(&self) -> (&ProcessOptions, &DatabaseOptions) {
+    pub fn log(&self) -> &LogOptions {
         match self {
-            Self::Api(options) => (&options.process, &options.database),
-            Self::Worker(options) | Self::Check(options) => (&options.process, &options.database),
-            Self::Migrate(options) => (&options.process, &options.database),
+            Self::Api(options) => &options.http.process.log,
+            Self::Worker(options) | Self::Check(options) => &options.process.log,
+            Self::Migrate(options) => &options.log,
         }
     }
 }

@@ -2,6 +2,8 @@
 //! without becoming a way into our own network.
 //!
 //! - [`delivery`]: one event for one endpoint, its states and retry schedule; pure.
+//! - [`health`]: whether an endpoint takes what it is sent; pure.
+//! - [`share`]: who gets the free slots; pure.
 //! - [`sign`]: secrets, their encryption at rest, and signatures; pure.
 //! - [`guard`]: which addresses may be dialled; pure.
 //! - [`intake`]: `jobs.events.v1` becomes deliveries, one row an endpoint, before the offset moves.
@@ -15,7 +17,9 @@ pub mod client;
 pub mod config;
 pub mod delivery;
 pub mod guard;
+pub mod health;
 pub mod intake;
+pub mod share;
 pub mod sign;
 pub mod store;
 pub mod worker;

@@ -26,57 +26,55 @@ use webhooks::{
 #[tokio::main]
 async fn main() -> ExitCode {
     let command = parse_or_exit::<Cli>().command;
-    let (process, database) = command.common();
-    process::run(
-        "webhooks",
-        &process.clone(),
-        &database.clone(),
-        |process| async {
-            match command {
-                Command::Api(options) => serve(process, options).await,
-                Command::Worker(options) => work(process, options).await,
-                Command::Migrate(_) => {
-                    postgres::migrate(&process.pool, SCHEMA, &migrations()).await?;
-                    Ok(ExitCode::SUCCESS)
-                }
-                Command::Check(options) => {
-                    Sender::new(Guard::new(options.delivery.allow_private_cidrs))?;
-                    postgres::require_schema(&process.pool, SCHEMA, &migrations()).await?;
-                    ops::kafka::ensure_topics(&options.kafka, &[event::JOBS_EVENTS]).await?;
-                    Ok(ExitCode::SUCCESS)
-                }
-            }
-        },
-    )
+    process::run("webhooks", &command.log().clone(), |process| {
+        run(command, process)
+    })
     .await
 }
 
+async fn run(command: Command, process: Process) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Api(options) => serve(process, options).await,
+        Command::Worker(options) => work(process, options).await,
+        Command::Migrate(options) => {
+            process::migrate(&options.database, SCHEMA, &migrations()).await
+        }
+        Command::Check(options) => {
+            Sender::new(Guard::new(options.delivery.allow_private_cidrs))?;
+            postgres::open(&options.database, SCHEMA, &migrations()).await?;
+            ops::kafka::ensure_topics(&options.kafka, &[event::JOBS_EVENTS]).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
 async fn serve(process: Process, options: ApiOptions) -> anyhow::Result<ExitCode> {
-    postgres::require_schema(&process.pool, SCHEMA, &migrations()).await?;
+    let pool = postgres::open(&options.http.database, SCHEMA, &migrations()).await?;
     let (clock, now) = (Clock::system(), Clock::system());
-    let key = options.assertion_key.expose();
+    let key = options.http.assertion_key.expose();
     let continue_trace = telemetry::continue_trace;
     let assertions =
         AssertionGuard::new(Audience::Webhooks, key, move || now.now(), continue_trace);
     let guard = Guard::new(options.delivery.allow_private_cidrs);
     let key = options.delivery.webhooks_key;
     let state = Api {
-        pool: process.pool.clone(),
+        pool: pool.clone(),
         guard,
         key,
         clock,
     };
     process
-        .serve_http(options.listen, assertions.protect(api::router(state)))
+        .serve_http(options.http.listen, assertions.protect(api::router(state)))
         .await?;
-    let readiness = Readiness::default().with_database(process.pool.clone());
-    process.run_until_stopped(&options.process, readiness).await
+    let readiness = Readiness::default().with_database(pool);
+    process
+        .run_until_stopped(&options.http.process, readiness)
+        .await
 }
 
 async fn work(process: Process, options: WorkerOptions) -> anyhow::Result<ExitCode> {
-    postgres::require_schema(&process.pool, SCHEMA, &migrations()).await?;
-    let clock = Clock::system();
-    let (pool, ready) = (process.pool.clone(), Flag::default());
+    let pool = postgres::open(&options.database, SCHEMA, &migrations()).await?;
+    let (clock, ready) = (Clock::system(), Flag::default());
     let readiness = Readiness::default()
         .with_database(pool.clone())
         .with_flag("events are taken in", ready.clone());

@@ -1,5 +1,7 @@
 //! Named SQL over the schema `webhooks`.
 
 pub mod attempts;
+pub mod claims;
 pub mod deliveries;
 pub mod endpoints;
+pub mod health;

@@ -1,12 +1,12 @@
 //! The delivery loop: claim as many as there are free slots, send each under its lease, record
 //! what came of it. No connection is held while sending.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use ops::{clock::Clock, config::Key32, lease::LeaseError, postgres::Pool};
 use rand::RngExt as _;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span, warn};
 use uuid::Uuid;
@@ -14,18 +14,19 @@ use uuid::Uuid;
 use crate::{
     client::{Report, Sender, TOTAL_DEADLINE, Webhook},
     delivery::Outcome,
+    share::{Slots, share_out},
     sign::Secret,
     store::{
         attempts,
-        deliveries::{self, Claimed},
-        endpoints,
+        claims::{self, Claimed},
+        deliveries, endpoints, health,
     },
 };
 use contracts::id::MessageId;
 
 /// How long a delivery may be under way: the exchange, and room to record it.
 const LEASE: Duration = TOTAL_DEADLINE.saturating_add(Duration::from_secs(15));
-/// Pause between looks when nothing is due.
+/// Pause between looks while nothing ends.
 const IDLE_POLL: Duration = Duration::from_millis(100);
 /// Pause after Postgres failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -52,46 +53,50 @@ impl Worker {
     /// Never by itself: outages of Postgres are waited out.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let owner = Uuid::now_v7();
-        let slots = Arc::new(Semaphore::new(self.slots));
         let mut under_way = JoinSet::new();
         while !stop.is_cancelled() {
             while under_way.try_join_next().is_some() {}
-            let pause = match self.claim(owner, slots.available_permits()).await {
-                Ok(claimed) if claimed.is_empty() => IDLE_POLL,
+            let free = self.slots.saturating_sub(under_way.len());
+            match self.claim(owner, free).await {
                 Ok(claimed) => {
                     for one in claimed {
-                        let slot = Arc::clone(&slots).acquire_owned().await?;
                         let this = self.clone();
-                        under_way.spawn(async move {
-                            this.deliver(one).await;
-                            drop(slot);
-                        });
+                        under_way.spawn(async move { this.deliver(one).await });
                     }
-                    Duration::ZERO
+                    // All that may go out now is out; whatever ends makes room for more.
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        Some(_) = under_way.join_next() => {}
+                        () = tokio::time::sleep(IDLE_POLL) => {}
+                    }
                 }
                 Err(cause) => {
                     warn!(error = format!("{cause:#}"), "cannot claim deliveries");
-                    RETRY_PAUSE
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(RETRY_PAUSE) => {}
+                    }
                 }
-            };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(pause) => {}
             }
         }
         while under_way.join_next().await.is_some() {}
         Ok(())
     }
 
-    /// Claims due deliveries; their attempts are on record when this returns.
-    async fn claim(&self, owner: Uuid, slots: usize) -> anyhow::Result<Vec<Claimed>> {
-        if slots == 0 {
+    /// Claims what is due and may go out; its attempts are on record when this returns.
+    async fn claim(&self, owner: Uuid, free: usize) -> anyhow::Result<Vec<Claimed>> {
+        if free == 0 {
             return Ok(Vec::new());
         }
+        let (all, now) = (self.slots, self.clock.now());
         let mut client = self.pool.get().await?;
+        let owed = claims::owed(&client, owner, now).await?;
+        let chosen = share_out(&owed, Slots { all, free }, now);
+        if chosen.is_empty() {
+            return Ok(Vec::new());
+        }
         let transaction = client.transaction().await?;
-        let (slots, now) = (i64::try_from(slots)?, self.clock.now());
-        let claimed = deliveries::claim(&transaction, owner, LEASE, slots, now).await?;
+        let claimed = claims::claim(&transaction, owner, LEASE, &chosen, now).await?;
         transaction.commit().await?;
         Ok(claimed)
     }
@@ -189,6 +194,7 @@ impl Worker {
             Err(LeaseError::Fenced) => warn!("the delivery's lease was lost"),
             Err(LeaseError::Postgres(error)) => return Err(error.into()),
         }
+        health::attempted(&transaction, claimed.endpoint, &report.outcome, now).await?;
         if report.outcome == Outcome::Gone {
             let reason = "the endpoint answered 410 Gone";
             endpoints::disable(&transaction, claimed.endpoint, reason, now).await?;

@@ -46,6 +46,8 @@ pub struct Shipper {
     kafka: KafkaOptions,
     topic: String,
     adopted: Vec<Folder>,
+    /// Adopted ones that could not be shipped; they are tried again after the next look.
+    set_aside: Vec<Folder>,
 }
 
 /// How much of a folder was shipped in one go.
@@ -67,6 +69,7 @@ impl Shipper {
             kafka,
             topic,
             adopted: Vec::new(),
+            set_aside: Vec::new(),
         }
     }
 
@@ -89,10 +92,7 @@ impl Shipper {
     async fn ship_all(&mut self, stop: &CancellationToken) {
         while let Err(cause) = self.ship_on(stop).await {
             let error = format!("{cause:#}");
-            warn!(
-                error,
-                "usage records wait on disk: Kafka does not take them"
-            );
+            warn!(error, "usage records wait on disk");
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
@@ -107,11 +107,12 @@ impl Shipper {
                 self.adopt().context("look for spools of dead processes")?;
                 looked = Some(Instant::now());
             }
-            self.ship_adopted(&producer).await?;
             // Asked before shipping: what was written until then is shipped when it is Done.
             let last = stop.is_cancelled();
             let own = self.spool.own();
-            if self.ship(&producer, own, Some(self.spool.end())).await? == Progress::Done {
+            let own = self.ship(&producer, own, Some(self.spool.end())).await?;
+            let adopted = self.ship_adopted(&producer).await;
+            if own == Progress::Done && adopted == Progress::Done {
                 if last {
                     return Ok(());
                 }
@@ -121,8 +122,10 @@ impl Shipper {
     }
 
     fn adopt(&mut self) -> io::Result<()> {
+        self.adopted.append(&mut self.set_aside);
         for folder in self.spool.adopt()? {
-            if let Some(at) = read_checkpoint(&folder)? {
+            // Shipping it will say what is wrong with a checkpoint that cannot be read.
+            if let Ok(Some(at)) = read_checkpoint(&folder) {
                 self.spool.shipped(at.offset);
             }
             self.adopted.push(folder);
@@ -130,14 +133,32 @@ impl Shipper {
         Ok(())
     }
 
-    async fn ship_adopted(&mut self, producer: &FutureProducer) -> anyhow::Result<()> {
-        while let Some(folder) = self.adopted.last() {
-            while self.ship(producer, folder, None).await? == Progress::Some {}
-            fs::remove_dir_all(folder.path())?;
-            info!(spool.path = %folder.path().display(), "the adopted spool is shipped");
-            self.adopted.pop();
+    /// Ships one chunk of an adopted folder. One that fails is set aside, so that nothing else
+    /// waits for it.
+    async fn ship_adopted(&mut self, producer: &FutureProducer) -> Progress {
+        let Some(folder) = self.adopted.pop() else {
+            return Progress::Done;
+        };
+        let shipped = match self.ship(producer, &folder, None).await {
+            Ok(Progress::Done) => fs::remove_dir_all(folder.path())
+                .map(|()| Progress::Done)
+                .map_err(Into::into),
+            shipped => shipped,
+        };
+        let path = folder.path().display().to_string();
+        match shipped {
+            Ok(Progress::Done) => info!(spool.path = path, "the adopted spool is shipped"),
+            Ok(Progress::Some) => self.adopted.push(folder),
+            Err(cause) => {
+                let error = format!("{cause:#}");
+                warn!(
+                    spool.path = path,
+                    error, "an adopted spool cannot be shipped"
+                );
+                self.set_aside.push(folder);
+            }
         }
-        Ok(())
+        Progress::Some
     }
 
     /// Ships one chunk of a folder. `end` is where its writer stands; without one there is none,

@@ -2,15 +2,18 @@
 
 use std::{
     collections::HashMap,
-    net::TcpListener,
+    net::SocketAddr,
     path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
 
-use ops::testing::{TestDatabase, TestProcess, eventually, prefix, service};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use ops::testing::{
+    TestDatabase, TestProcess, eventually, free_address, prefix, service, status, until_ready,
+};
+use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use crate::{
     issuer::{AUDIENCE, ISSUER, Issuer},
@@ -26,7 +29,8 @@ pub(crate) struct App {
     pub(crate) gateway: TestProcess,
     others: Vec<TestProcess>,
     pub(crate) url: String,
-    pub(crate) admin_url: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
     pub(crate) database: TestDatabase,
     pub(crate) upstreams: Upstreams,
     pub(crate) issuer: Issuer,
@@ -60,8 +64,8 @@ pub(crate) async fn start_with_plan(changes: &[(&str, &str)], plan: &str) -> App
         ("REDIS_PREFIX", prefix("gw")),
         ("KAFKA_BROKERS", service("KAFKA_BROKERS")),
         ("TOPIC_PREFIX", prefix("gw") + "."),
-        ("LISTEN", listen.clone()),
-        ("ADMIN_LISTEN", admin.clone()),
+        ("LISTEN", listen.to_string()),
+        ("ADMIN_LISTEN", admin.to_string()),
         (
             "SPOOL_DIR",
             folder.path().join("spool").display().to_string(),
@@ -97,7 +101,8 @@ pub(crate) async fn start_with_plan(changes: &[(&str, &str)], plan: &str) -> App
     let key = key(&environment, &tenant, ALL_SCOPES);
     let app = App {
         url: format!("http://{listen}"),
-        admin_url: format!("http://{admin}"),
+        listen,
+        admin,
         database,
         upstreams,
         issuer,
@@ -168,10 +173,10 @@ impl App {
     pub(crate) async fn second(&mut self) -> String {
         let (listen, admin) = (free_address(), free_address());
         let mut environment = self.environment.clone();
-        environment.insert("LISTEN".to_owned(), listen.clone());
-        environment.insert("ADMIN_LISTEN".to_owned(), admin.clone());
+        environment.insert("LISTEN".to_owned(), listen.to_string());
+        environment.insert("ADMIN_LISTEN".to_owned(), admin.to_string());
         self.others.push(process(&environment));
-        ready(&format!("http://{admin}"), &listen).await;
+        ready(admin, listen).await;
         format!("http://{listen}")
     }
 
@@ -180,7 +185,7 @@ impl App {
     }
 
     pub(crate) async fn ready(&self) {
-        ready(&self.admin_url, self.url.trim_start_matches("http://")).await;
+        ready(self.admin, self.listen).await;
     }
 
     pub(crate) fn gateway_pid(&self) -> String {
@@ -189,13 +194,7 @@ impl App {
 
     pub(crate) async fn not_ready(&self, what: &str) {
         eventually(what, Duration::from_secs(10), async || {
-            let response = client()
-                .get(format!("{}/readyz", self.admin_url))
-                .send()
-                .await;
-            response
-                .map_or(true, |response| response.status() != StatusCode::OK)
-                .then_some(())
+            (status(self.admin, "/readyz").await != Some(200)).then_some(())
         })
         .await;
     }
@@ -224,27 +223,12 @@ pub(crate) async fn problem(response: Response) -> Value {
     problem
 }
 
-pub(crate) fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .to_string()
-}
-
-async fn ready(admin_url: &str, address: &str) {
-    eventually(
-        "the gateway is ready",
-        Duration::from_secs(30),
-        async || {
-            let ready = client().get(format!("{admin_url}/readyz")).send().await;
-            let ready = ready.is_ok_and(|response| response.status() == StatusCode::OK);
-            // The admin listener is up before the public one.
-            let open = tokio::net::TcpStream::connect(address);
-            (ready && open.await.is_ok()).then_some(())
-        },
-    )
-    .await;
+/// Waits until a gateway is ready and open: its admin listener is up before the public one.
+async fn ready(admin: SocketAddr, listen: SocketAddr) {
+    const DEADLINE: Duration = Duration::from_secs(30);
+    until_ready(admin, DEADLINE).await;
+    let open = async || TcpStream::connect(listen).await.ok();
+    eventually("the gateway is open", DEADLINE, open).await;
 }
 
 fn client() -> reqwest::Client {

@@ -20,9 +20,7 @@ const MIB: usize = 1_024 * 1_024;
 
 /// The answer to `bytes` on a connection of their own, up to its end.
 async fn raw(app: &App, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(app.url.trim_start_matches("http://"))
-        .await
-        .unwrap();
+    let mut stream = TcpStream::connect(app.listen).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer);
@@ -272,6 +270,29 @@ async fn ambiguous_requests_are_refused_and_the_connection_closed() {
         "A: b\r\n".repeat(120)
     );
     assert!(raw(&app, many.as_bytes()).await.contains(" 400 "));
+    assert_eq!(app.upstreams.seen.count(), 0);
+}
+
+#[tokio::test]
+async fn malformed_chunks_are_400_and_close_the_connection() {
+    let app = app::start(&[]).await;
+    for body in [
+        "0x28\r\n{}\r\n0\r\n\r\n",
+        "ffffffffffffffffff\r\n{}\r\n0\r\n\r\n",
+        "2\r\n{}x0\r\n\r\n",
+    ] {
+        let request = format!(
+            "POST /v1/jobs HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
+             Idempotency-Key: k\r\nContent-Type: application/json\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{body}",
+            app.key
+        );
+        let answer = raw(&app, request.as_bytes()).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("INVALID_REQUEST"),
+            "{body:?}: {answer}"
+        );
+    }
     assert_eq!(app.upstreams.seen.count(), 0);
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use ops::testing::eventually;
+use ops::testing::{eventually, free_address};
 use reqwest::{Method, StatusCode};
 
 use crate::app;
@@ -28,9 +28,9 @@ async fn bad_configuration_exits_64_and_an_unknown_schema_is_refused() {
         .batch_execute("DROP SCHEMA gateway CASCADE")
         .await
         .unwrap();
-    let listen = format!("run --listen {}", app::free_address());
+    let listen = format!("run --listen {}", free_address());
     let output = app.run(&listen);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(69));
     assert!(String::from_utf8_lossy(&output.stderr).contains("run `migrate` first"));
 }
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use contracts::assertion::{Audience, Role};
-use ops::testing::eventually;
+use ops::testing::{eventually, free_address};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -173,7 +173,7 @@ async fn server_sent_events_arrive_one_by_one() {
 
 #[tokio::test]
 async fn failures_of_upstreams_are_told_apart() {
-    let nowhere = format!("http://{}", app::free_address());
+    let nowhere = format!("http://{}", free_address());
     let wrong_key = "f".repeat(64);
     let app = app::start(&[
         ("RELAYER_URL", &nowhere),
@@ -234,7 +234,7 @@ async fn health_the_document_and_its_page_need_no_credential() {
     assert!(page.text().await.unwrap().contains("/v1/jobs/{job_id}"));
     let metrics = app
         .client
-        .get(format!("{}/metrics", app.admin_url))
+        .get(format!("http://{}/metrics", app.admin))
         .send()
         .await
         .unwrap();

@@ -13,38 +13,25 @@ use std::{
 
 use contracts::event::{Attributes, USAGE_RECORDED, UsageRecorded};
 use futures::future::join_all;
-use rdkafka::{
-    ClientConfig, Message as _, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-    message::Headers as _,
+use ops::{
+    config::KafkaOptions,
+    kafka::ensure_topics,
+    testing::{eventually, free_address, records::from_the_start, service},
 };
+use rdkafka::{Message as _, message::Headers as _};
 use reqwest::{Method, StatusCode};
 
-use crate::app::{self, App, free_address, problem};
-
-/// As many as `ops::kafka::ensure_topics` makes.
-const PARTITIONS: i32 = 6;
+use crate::app::{self, App, problem};
 
 /// The usage records in Kafka, by `ce_id`, once all of `wanted` are there.
 async fn shipped(app: &App, wanted: BTreeSet<String>) -> BTreeMap<String, UsageRecorded> {
-    let brokers = ops::testing::service("KAFKA_BROKERS");
-    let topic = format!("{}{USAGE_RECORDED}", app.variable("TOPIC_PREFIX"));
+    let kafka = KafkaOptions {
+        kafka_brokers: service("KAFKA_BROKERS"),
+        topic_prefix: app.variable("TOPIC_PREFIX").to_owned(),
+    };
+    ensure_topics(&kafka, &[USAGE_RECORDED]).await.unwrap();
+    let consumer = from_the_start(&kafka, USAGE_RECORDED).await;
     let read = move || {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            .set("group.id", "nobody commits")
-            .set("enable.auto.commit", "false")
-            .set("topic.metadata.refresh.interval.ms", "500")
-            .set("allow.auto.create.topics", "false")
-            .create()
-            .unwrap();
-        let mut places = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            places
-                .add_partition_offset(&topic, partition, Offset::Beginning)
-                .unwrap();
-        }
-        consumer.assign(&places).unwrap();
         let (mut found, started) = (BTreeMap::new(), Instant::now());
         while !wanted.iter().all(|id| found.contains_key(id)) {
             let missing = wanted.iter().filter(|id| !found.contains_key(*id)).count();
@@ -191,7 +178,7 @@ async fn kill_9_under_load_loses_no_record_of_an_answer() {
 
 #[tokio::test]
 async fn kill_9_while_kafka_is_away_loses_none_either_and_a_torn_end_is_cut() {
-    let (brokers, nowhere) = (ops::testing::service("KAFKA_BROKERS"), free_address());
+    let (brokers, nowhere) = (service("KAFKA_BROKERS"), free_address().to_string());
     let mut app = app::start(&[("KAFKA_BROKERS", &nowhere)]).await;
     let first = kill_under_load(&mut app, &[]).await;
     let second = kill_under_load(&mut app, &[]).await;
@@ -204,12 +191,28 @@ async fn kill_9_while_kafka_is_away_loses_none_either_and_a_torn_end_is_cut() {
     assert!(left.len() >= 2);
     app.kill_and_restart(&[("KAFKA_BROKERS", &brokers)]).await;
     shipped(&app, first.union(&second).cloned().collect()).await;
-    ops::testing::eventually(
+    eventually(
         "adopted spools are gone",
         Duration::from_secs(10),
         async || left.iter().all(|folder| !folder.exists()).then_some(()),
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_dead_spool_that_cannot_be_read_holds_up_nobody() {
+    let (brokers, nowhere) = (service("KAFKA_BROKERS"), free_address().to_string());
+    let mut app = app::start(&[("KAFKA_BROKERS", &nowhere)]).await;
+    let first = id(&app.get("/v1/jobs").await);
+    app.gateway.kill();
+    let dead = spools(&app).pop().unwrap();
+    // As if it belonged to another user, or the disk were damaged.
+    fs::create_dir(dead.join("checkpoint")).unwrap();
+    app.kill_and_restart(&[("KAFKA_BROKERS", &brokers)]).await;
+    let second = id(&app.get("/v1/jobs").await);
+    shipped(&app, BTreeSet::from([second])).await;
+    fs::remove_dir(dead.join("checkpoint")).unwrap();
+    shipped(&app, BTreeSet::from([first])).await;
 }
 
 fn tear(folder: &Path) {
@@ -229,7 +232,7 @@ fn tear(folder: &Path) {
 
 #[tokio::test]
 async fn a_full_spool_refuses_what_is_billed_and_is_not_ready() {
-    let (brokers, nowhere) = (ops::testing::service("KAFKA_BROKERS"), free_address());
+    let (brokers, nowhere) = (service("KAFKA_BROKERS"), free_address().to_string());
     let full = [
         ("KAFKA_BROKERS", nowhere.as_str()),
         ("SPOOL_MAX_BYTES", "2000"),

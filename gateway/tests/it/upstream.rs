@@ -9,9 +9,9 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes},
-    extract::State,
-    http::{HeaderMap, Method, StatusCode, Uri},
+    body::{Body, Bytes, to_bytes},
+    extract::{self, FromRequest, FromRequestParts as _},
+    http::{HeaderMap, Method, StatusCode},
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
@@ -37,6 +37,9 @@ pub(crate) struct Request {
     pub(crate) body: Bytes,
     pub(crate) claims: Claims,
 }
+
+/// A request that was noted in [`Seen`], as handlers get it.
+struct Noted(Request);
 
 /// The four upstreams.
 pub(crate) struct Upstreams {
@@ -94,32 +97,32 @@ fn routes(seen: Seen) -> Router {
         .with_state(seen)
 }
 
-fn note(
-    seen: &Seen,
-    principal: &Principal,
-    (method, uri, headers, body): (Method, Uri, HeaderMap, Bytes),
-) {
-    let target = uri.path_and_query().unwrap().to_string();
-    let claims = principal.claims().clone();
-    seen.0.lock().unwrap().push(Request {
-        method,
-        target,
-        headers,
-        body,
-        claims,
-    });
+impl FromRequest<Seen> for Noted {
+    type Rejection = Response;
+
+    /// Notes the request before anything is done about it.
+    async fn from_request(request: extract::Request, seen: &Seen) -> Result<Self, Self::Rejection> {
+        let (mut parts, body) = request.into_parts();
+        let principal = Principal::from_request_parts(&mut parts, seen).await;
+        let claims = principal
+            .map_err(IntoResponse::into_response)?
+            .claims()
+            .clone();
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        let request = Request {
+            method: parts.method,
+            target: parts.uri.path_and_query().unwrap().to_string(),
+            headers: parts.headers,
+            body,
+            claims,
+        };
+        seen.0.lock().unwrap().push(request.clone());
+        Ok(Self(request))
+    }
 }
 
-async fn submit(
-    State(seen): State<Seen>,
-    principal: Principal,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    note(&seen, &principal, (method, uri, headers, body.clone()));
-    let job: Value = serde_json::from_slice(&body).unwrap();
+async fn submit(Noted(request): Noted) -> Response {
+    let job: Value = serde_json::from_slice(&request.body).unwrap();
     let text = job["payload"]["text"].as_str().unwrap_or_default();
     if let Some(status) = text.strip_prefix("status:") {
         let status: u16 = status.parse().unwrap();
@@ -142,42 +145,17 @@ async fn submit(
     (StatusCode::ACCEPTED, headers, axum::Json(body)).into_response()
 }
 
-async fn secret(
-    State(seen): State<Seen>,
-    principal: Principal,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    note(&seen, &principal, (method, uri, headers, body));
+async fn secret(_: Noted) -> Response {
     let body = json!({ "endpoint_id": "ep_1", "secret": "whsec_shown_once" });
     (StatusCode::CREATED, axum::Json(body)).into_response()
 }
 
-async fn echo(
-    State(seen): State<Seen>,
-    principal: Principal,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    let claims = principal.claims().clone();
-    note(&seen, &principal, (method, uri, headers, body));
-    axum::Json(json!({ "claims": claims })).into_response()
+async fn echo(Noted(request): Noted) -> Response {
+    axum::Json(json!({ "claims": request.claims })).into_response()
 }
 
 /// Three events, the later two only after a while.
-async fn events(
-    State(seen): State<Seen>,
-    principal: Principal,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    note(&seen, &principal, (method, uri, headers, body));
+async fn events(_: Noted) -> Response {
     let stream = futures::stream::iter(1..=3).then(|number| async move {
         if number > 1 {
             tokio::time::sleep(Duration::from_millis(300)).await;

@@ -20,9 +20,9 @@ use contracts::{
     server::{Path, Principal},
 };
 use futures::stream;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
-use super::{Api, require_reader, view::view};
+use super::{Api, require_reader, streams::Permit, view::view};
 use crate::{
     job::{Confirmation, Job, is_last},
     store::Told,
@@ -53,7 +53,7 @@ pub(super) async fn follow(
         // Which tells an EventSource not to come back.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let permit = api.streams.clone().try_acquire_owned().map_err(|_| {
+    let permit = api.streams.open(principal.tenant()).ok_or_else(|| {
         Problem::new(
             Code::ServiceUnavailable,
             "As many streams are open as may be.",
@@ -85,7 +85,7 @@ struct Following {
     found: VecDeque<(Told, JobView)>,
     over: bool,
     until: Instant,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 impl Following {

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use contracts::id::JobId;
 use deadpool_postgres::Transaction;
-use futures::future::try_join_all;
 use jiff::Timestamp;
 use ops::outbox;
 use tokio_postgres::types::ToSql;
@@ -36,17 +35,11 @@ pub async fn confirm(
         }
     }
     save_all(transaction, &moved).await?;
-    // Sent at once and answered in order: one round trip, not one per job.
     let messages: Vec<_> = moved
         .iter()
         .map(|(moved, _)| announce::message(&moved.job, &moved.event))
         .collect();
-    try_join_all(
-        messages
-            .iter()
-            .map(|message| outbox::append(transaction, SCHEMA, message)),
-    )
-    .await?;
+    outbox::append_all(transaction, SCHEMA, &messages).await?;
     Ok(refused)
 }
 

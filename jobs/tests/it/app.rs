@@ -1,7 +1,7 @@
 //! The service under test, with verbs of its domain: a database of its own, a clock set by hand,
 //! the router called as the gateway would.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Router,
@@ -14,7 +14,7 @@ use contracts::{
 };
 use jobs::{
     SCHEMA,
-    api::{Api, router},
+    api::{Api, Streams, router},
     config::SlotOptions,
     migrations,
     store::Store,
@@ -23,11 +23,10 @@ use jobs::{
 use ops::{
     clock::Clock,
     config::{KafkaOptions, Key32},
-    postgres::{Pool, migrate},
+    postgres::Pool,
     testing::{self, TestDatabase},
 };
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -62,15 +61,13 @@ pub(crate) struct Answer {
 
 impl TestApp {
     pub(crate) async fn start() -> Self {
-        let database = TestDatabase::create().await;
-        let pool = database.pool();
-        migrate(&pool, SCHEMA, &migrations()).await.unwrap();
+        let (database, pool) = TestDatabase::with_schema(SCHEMA, &migrations()).await;
         let (store, key) = (Store::new(pool.clone()), Key32::from([7; 32]));
         let clock = Clock::manual(Clock::system().now());
         let api = Api {
             store: store.clone(),
             clock: clock.clone(),
-            streams: Arc::new(Semaphore::new(2)),
+            streams: Streams::new(3, 2),
             stopping: CancellationToken::new(),
         };
         let router = router(api, &key);
@@ -209,14 +206,7 @@ impl TestApp {
 
     /// A number that a query gives.
     pub(crate) async fn count(&self, sql: &str) -> i64 {
-        self.pool
-            .get()
-            .await
-            .unwrap()
-            .query_one(sql, &[])
-            .await
-            .unwrap()
-            .get(0)
+        testing::value(&self.pool, sql).await
     }
 
     pub(crate) async fn active(&self) -> i64 {

@@ -1,13 +1,15 @@
 //! Confirmations from the relayer: each applied once, whatever Kafka brings.
 
-use std::time::Duration;
-
 use contracts::event::{BatchConfirmed, ConfirmedJob, RELAYER_CONFIRMED, Record, proto_time};
 use jobs::{inbox, job::Finality};
-use ops::{admin::Flag, kafka, lifecycle::Lifecycle, testing::eventually};
-use rdkafka::{
-    message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord},
+use ops::{
+    admin::Flag,
+    kafka,
+    lifecycle::Lifecycle,
+    testing::{
+        eventually,
+        records::{Told, produce},
+    },
 };
 use serde_json::json;
 
@@ -52,22 +54,14 @@ fn batch(app: &TestApp, who: &Who, number: u64, jobs: &[&str]) -> Record {
     batch.record().unwrap()
 }
 
-async fn send(app: &TestApp, producer: &FutureProducer, record: &Record) {
-    let topic = app.kafka.topic(record.topic);
-    let headers = record.attributes.headers().into_iter().fold(
-        OwnedHeaders::new(),
-        |headers, (key, value)| {
-            headers.insert(Header {
-                key,
-                value: Some(&value),
-            })
-        },
-    );
-    let record = FutureRecord::to(&topic)
-        .key(&record.key)
-        .payload(&record.value)
-        .headers(headers);
-    producer.send(record, PATIENCE).await.unwrap();
+async fn send(app: &TestApp, record: &Record) {
+    let told = Told {
+        topic: record.topic,
+        key: &record.key,
+        headers: record.attributes.headers(),
+        value: &record.value,
+    };
+    produce(&app.kafka, [told]).await;
 }
 
 #[tokio::test]
@@ -85,17 +79,16 @@ async fn a_batch_told_twice_is_applied_once_and_nonsense_does_not_stop_the_parti
     kafka::ensure_topics(&app.kafka, &[RELAYER_CONFIRMED])
         .await
         .unwrap();
-    let producer = kafka::producer(&app.kafka).unwrap();
     // All have the same key, and so are taken in one after the other.
     let first = batch(&app, &who, 1, &[&jobs[0], &jobs[1], &unasked]);
-    send(&app, &producer, &first).await;
-    send(&app, &producer, &first).await;
+    send(&app, &first).await;
+    send(&app, &first).await;
     let mut nonsense = batch(&app, &who, 2, &[]);
     nonsense.value = b"nonsense".to_vec();
-    send(&app, &producer, &nonsense).await;
-    send(&app, &producer, &batch(&app, &who, 3, &[&jobs[2]])).await;
+    send(&app, &nonsense).await;
+    send(&app, &batch(&app, &who, 3, &[&jobs[2]])).await;
 
-    let lifecycle = Lifecycle::new(Duration::from_secs(10));
+    let lifecycle = Lifecycle::default();
     let (pool, clock) = (app.pool.clone(), app.clock.clone());
     let inbox = inbox::consumer(pool, app.kafka.clone(), clock, Flag::default());
     lifecycle.spawn("inbox", inbox.run(lifecycle.stopping()));
@@ -105,7 +98,7 @@ async fn a_batch_told_twice_is_applied_once_and_nonsense_does_not_stop_the_parti
     })
     .await;
     lifecycle.stop();
-    lifecycle.run_until_stopped().await;
+    lifecycle.run_until_stopped(PATIENCE).await;
 
     for (job, batch, sequence) in [(&jobs[0], 1, 10), (&jobs[1], 1, 11), (&jobs[2], 3, 30)] {
         let events = [

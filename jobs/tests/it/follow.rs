@@ -99,7 +99,7 @@ async fn a_stream_waits_for_the_confirmation_that_was_asked_for() {
 }
 
 #[tokio::test]
-async fn there_are_no_more_streams_than_may_be() {
+async fn one_tenant_opens_no_more_streams_than_its_share() {
     let app = TestApp::start().await;
     let who = app.somebody();
     let job = app.submit(&who, &digest("a")).await;
@@ -115,6 +115,12 @@ async fn there_are_no_more_streams_than_may_be() {
     );
     let third = app.ask(&who, request()).await;
     assert_eq!(third.code(), "SERVICE_UNAVAILABLE");
+
+    let other = app.somebody();
+    let others = app.submit(&other, &digest("b")).await;
+    let path = format!("/v1/jobs/{others}/events");
+    let others = Request::get(path).body(String::new()).unwrap();
+    assert_eq!(app.send(&other, others).await.status(), StatusCode::OK);
     drop((first, second));
     assert_eq!(app.send(&who, request()).await.status(), StatusCode::OK);
 }

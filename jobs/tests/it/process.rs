@@ -1,12 +1,8 @@
 //! The program itself: killed in the middle, told to stop, given nonsense.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
-use ops::testing::{TestProcess, eventually};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
+use ops::testing::{TestProcess, eventually, free_address, status, until_ready};
 
 use crate::app::{PATIENCE, TestApp, digest, sleep};
 
@@ -26,25 +22,6 @@ fn worker(app: &TestApp) -> Command {
         .env("WORKER_LEASE_MS", "600")
         .env("WORKER_SLOTS", "2");
     worker
-}
-
-/// An address that was free a moment ago.
-async fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-}
-
-/// The status line of a GET, or `None` while nobody answers.
-async fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    answer.lines().next().map(str::to_owned)
 }
 
 #[tokio::test]
@@ -110,20 +87,15 @@ async fn a_worker_told_to_stop_finishes_what_it_can_and_gives_back_the_rest() {
 #[tokio::test]
 async fn the_api_serves_until_it_is_told_to_stop() {
     let app = TestApp::start().await;
-    let (listen, admin) = (free_address().await, free_address().await);
+    let (listen, admin) = (free_address(), free_address());
     let mut command = jobs(&app, "api");
     command
         .env("LISTEN", listen.to_string())
         .env("ADMIN_LISTEN", admin.to_string())
         .env("ASSERTION_KEY", "07".repeat(32));
     let mut process = TestProcess::start(&mut command);
-    eventually("ready", PATIENCE, async || {
-        get(admin, "/readyz")
-            .await
-            .filter(|line| line.contains("200"))
-    })
-    .await;
-    assert!(get(listen, "/v1/jobs").await.unwrap().contains("401"));
+    until_ready(admin, PATIENCE).await;
+    assert_eq!(status(listen, "/v1/jobs").await, Some(401));
     assert_eq!(process.terminate(PATIENCE), Some(0));
 }
 

@@ -5,27 +5,20 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::Store;
-use crate::progress::Place;
 
 impl Store {
-    /// Next offset of each partition that the consumer takes in.
+    /// Next offset of each partition of the topic that the consumer takes in.
     ///
     /// # Errors
     /// When Postgres fails.
-    pub async fn offsets(&self, consumer: &str) -> anyhow::Result<BTreeMap<Place, i64>> {
+    pub async fn offsets(&self, consumer: &str, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
         let sql = "\
             -- metering.offsets\n\
-            SELECT topic, partition, next_offset FROM metering.inbox_offsets WHERE consumer = $1";
+            SELECT partition, next_offset FROM metering.inbox_offsets\n\
+            WHERE consumer = $1 AND topic = $2";
         let client = self.client().await?;
-        let rows = client.query(sql, &[&consumer]).await?;
-        let place = |row: &tokio_postgres::Row| Place {
-            topic: row.get("topic"),
-            partition: row.get("partition"),
-        };
-        Ok(rows
-            .iter()
-            .map(|row| (place(row), row.get("next_offset")))
-            .collect())
+        let rows = client.query(sql, &[&consumer, &topic]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// Records that the consumer has taken in everything that Kafka had at `as_of`.

@@ -263,6 +263,8 @@ async fn a_bad_parameter_is_named() {
             "/v1/usage?granularity=hour&from=2026-01-01T00:00:00Z&to=2026-06-01T00:00:00Z",
             "from",
         ),
+        ("/v1/usage?from=-009999-01-03T00:00:00Z", "from"),
+        ("/v1/usage/events?from=-009999-01-03T00:00:00Z", "from"),
         ("/v1/usage/events?to=never", "to"),
         ("/v1/invoices/preview?month=2026-13", "month"),
         ("/v1/invoices/preview?month=november", "month"),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -23,13 +23,13 @@ use metering::{
 use ops::{
     clock::Clock,
     config::KafkaOptions,
-    kafka, postgres,
+    kafka,
     postgres::Pool,
-    testing::{self, TestDatabase, TestProcess, eventually},
-};
-use rdkafka::{
-    message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord},
+    testing::{
+        self, TestDatabase, TestProcess, eventually, free_address,
+        records::{Told, produce},
+        until_ready,
+    },
 };
 use reqwest::StatusCode;
 use rust_decimal::Decimal;
@@ -43,14 +43,13 @@ pub(crate) struct App {
     pub(crate) pool: Pool,
     pub(crate) store: Store,
     kafka: KafkaOptions,
-    producer: FutureProducer,
     database: TestDatabase,
 }
 
 /// A `metering api` process.
 pub(crate) struct Api {
     process: TestProcess,
-    address: String,
+    address: SocketAddr,
     http: reqwest::Client,
 }
 
@@ -64,16 +63,11 @@ pub(crate) struct Answer {
 
 impl App {
     pub(crate) async fn start() -> Self {
-        let database = TestDatabase::create().await;
-        let pool = database.pool();
-        postgres::migrate(&pool, SCHEMA, &schema()).await.unwrap();
-        let kafka = testing::kafka();
-        let producer = kafka::producer(&kafka).unwrap();
+        let (database, pool) = TestDatabase::with_schema(SCHEMA, &schema()).await;
         Self {
             store: Store::new(pool.clone()),
             pool,
-            kafka,
-            producer,
+            kafka: testing::kafka(),
             database,
         }
     }
@@ -104,11 +98,11 @@ impl App {
         let (listen, admin) = (free_address(), free_address());
         let mut command = self.command(&["api"]);
         command
-            .env("LISTEN", &listen)
-            .env("ADMIN_LISTEN", &admin)
+            .env("LISTEN", listen.to_string())
+            .env("ADMIN_LISTEN", admin.to_string())
             .env("ASSERTION_KEY", "07".repeat(32));
         let process = TestProcess::start(&mut command);
-        until_ready(&admin).await;
+        until_ready(admin, DEADLINE).await;
         Api {
             process,
             address: listen,
@@ -121,34 +115,13 @@ impl App {
         kafka::ensure_topics(&self.kafka, &contracts::event::TOPICS)
             .await
             .unwrap();
-        let sent: Vec<_> = records
-            .iter()
-            .map(|told| {
-                let mut headers = OwnedHeaders::new();
-                for (key, value) in told.attributes.headers() {
-                    headers = headers.insert(Header {
-                        key,
-                        value: Some(&value),
-                    });
-                }
-                let topic = self.kafka.topic(told.topic);
-                let record = FutureRecord::to(&topic)
-                    .key(&told.key)
-                    .payload(&told.value)
-                    .headers(headers);
-                self.producer
-                    .send_result(record)
-                    .map_err(|(error, _)| error)
-                    .unwrap()
-            })
-            .collect();
-        for acknowledgement in sent {
-            acknowledgement
-                .await
-                .unwrap()
-                .map_err(|(error, _)| error)
-                .unwrap();
-        }
+        let told = records.iter().map(|record| Told {
+            topic: record.topic,
+            key: &record.key,
+            headers: record.attributes.headers(),
+            value: &record.value,
+        });
+        produce(&self.kafka, told).await;
     }
 
     /// Waits until everything that was produced before this call is taken in.
@@ -176,41 +149,25 @@ impl App {
 
     /// The one number that a query gives.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
-        self.pool
-            .get()
-            .await
-            .unwrap()
-            .query_one(sql, &[])
-            .await
-            .unwrap()
-            .get(0)
+        testing::value(&self.pool, sql).await
     }
 
     /// The texts that a query gives.
     pub(crate) async fn texts(&self, sql: &str) -> Vec<String> {
-        let rows = self
-            .pool
-            .get()
-            .await
-            .unwrap()
-            .query(sql, &[])
-            .await
-            .unwrap();
+        let rows = self.rows(sql).await;
         rows.iter().map(|row| row.get(0)).collect()
     }
 
     /// The sums of the raw events by unit.
     pub(crate) async fn sums(&self) -> BTreeMap<String, Decimal> {
         let sql = "SELECT unit, sum(quantity) FROM metering.events GROUP BY unit";
-        let rows = self
-            .pool
-            .get()
-            .await
-            .unwrap()
-            .query(sql, &[])
-            .await
-            .unwrap();
+        let rows = self.rows(sql).await;
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    async fn rows(&self, sql: &str) -> Vec<tokio_postgres::Row> {
+        let client = self.pool.get().await.unwrap();
+        client.query(sql, &[]).await.unwrap()
     }
 
     /// Raw events and aggregates are equal.
@@ -287,23 +244,6 @@ pub(crate) fn now() -> Timestamp {
 
 pub(crate) fn tenant() -> TenantId {
     TenantId::generate(now())
-}
-
-/// An address that was free a moment ago.
-pub(crate) fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
-}
-
-/// Waits until the process behind an admin address can do its work.
-pub(crate) async fn until_ready(admin: &str) {
-    let http = http();
-    let url = format!("http://{admin}/readyz");
-    eventually("the process is ready", DEADLINE, || async {
-        let answer = http.get(&url).send().await.ok()?;
-        answer.status().is_success().then_some(())
-    })
-    .await;
 }
 
 /// What a finished run of the program printed, and its exit code.

@@ -1,15 +1,16 @@
 //! The program as an operator meets it: configuration, schema, readiness, and the end.
 
-use ops::testing::{TestDatabase, TestProcess};
+use ops::testing::{TestDatabase, TestProcess, free_address, until_ready};
 
-use crate::app::{App, DEADLINE, free_address, output, parse, until_ready};
+use crate::app::{App, DEADLINE, output, parse};
 
 #[tokio::test]
 async fn ingest_and_api_become_ready_and_end_cleanly_when_told() {
     let app = App::start().await;
     let admin = free_address();
-    let mut ingest = TestProcess::start(app.command(&["ingest"]).env("ADMIN_LISTEN", &admin));
-    until_ready(&admin).await;
+    let mut command = app.command(&["ingest"]);
+    let mut ingest = TestProcess::start(command.env("ADMIN_LISTEN", admin.to_string()));
+    until_ready(admin, DEADLINE).await;
     let mut api = app.api().await;
     assert_eq!(ingest.terminate(DEADLINE), Some(0));
     assert_eq!(api.terminate(), Some(0));

@@ -31,28 +31,13 @@ pub(super) async fn partitions(
     options: &KafkaOptions,
     topics: &'static [&'static str],
 ) -> anyhow::Result<Vec<Place>> {
-    let options = options.clone();
-    tokio::task::spawn_blocking(move || {
-        let consumer: BaseConsumer = kafka::client(&options).create()?;
-        let mut places = Vec::new();
-        for &topic in topics {
-            let name = options.topic(topic);
-            let metadata = consumer
-                .fetch_metadata(Some(&name), kafka::REQUEST_DEADLINE)
-                .with_context(|| format!("look up topic {name}"))?;
-            let found = metadata
-                .topics()
-                .first()
-                .map_or(&[][..], |topic| topic.partitions());
-            anyhow::ensure!(!found.is_empty(), "topic {name} has no partitions yet");
-            places.extend(found.iter().map(|p| Place {
-                topic,
-                partition: p.id(),
-            }));
-        }
-        Ok(places)
-    })
-    .await?
+    let known = kafka::Topics::new(options)?;
+    let mut places = Vec::new();
+    for &topic in topics {
+        let found = known.partitions(topic).await?.into_iter();
+        places.extend(found.map(|partition| Place { topic, partition }));
+    }
+    Ok(places)
 }
 
 /// Starts fetching at `offsets`; the thread ends when `over` is cancelled, the receiver is gone,

@@ -10,14 +10,7 @@ use uuid::Uuid;
 use crate::{count, database};
 
 async fn in_an_hour(pool: &Pool) -> Timestamp {
-    let sql = "SELECT clock_timestamp() + interval '1 hour'";
-    pool.get()
-        .await
-        .unwrap()
-        .query_one(sql, &[])
-        .await
-        .unwrap()
-        .get(0)
+    ops::testing::value(pool, "SELECT clock_timestamp() + interval '1 hour'").await
 }
 
 async fn once(

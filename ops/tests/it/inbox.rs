@@ -7,7 +7,7 @@ use deadpool_postgres::Transaction;
 use ops::admin::Flag;
 use ops::config::KafkaOptions;
 use ops::inbox::{Consumer, Event, Handler, Poison};
-use ops::outbox::{Message, Publisher, append};
+use ops::outbox::{Message, Publisher, append_all};
 use ops::postgres::Pool;
 use ops::testing::{eventually, kafka};
 use rdkafka::producer::FutureRecord;
@@ -68,9 +68,7 @@ async fn setup() -> (ops::testing::TestDatabase, Pool, KafkaOptions) {
 /// Sends messages through a real outbox.
 async fn send(pool: &Pool, options: &KafkaOptions, messages: &[Message]) {
     let client = pool.get().await.unwrap();
-    for message in messages {
-        append(&client, "probe", message).await.unwrap();
-    }
+    append_all(&client, "probe", messages).await.unwrap();
     let stop = CancellationToken::new();
     let publisher = Publisher::new(pool.clone(), "probe", options.clone());
     let running = tokio::spawn(publisher.run(stop.clone()));

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use ops::lease::{Lease, LeaseError, LeaseTable, while_leased};
 use ops::postgres::Pool;
-use ops::testing::eventually;
+use ops::testing::{eventually, value};
 use proptest::{prelude::*, test_runner::TestRunner};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -64,7 +64,6 @@ async fn nobody_takes_a_lease_from_under_a_guarded_transaction() {
     let (_database, pool) = database().await;
     let leases = LeaseTable::named("probe");
     let mut owner = pool.get().await.unwrap();
-    let other = pool.get().await.unwrap();
     let short = Duration::from_millis(300);
     let held = leases
         .claim_named(&owner, "lane", Uuid::now_v7(), short)
@@ -75,14 +74,10 @@ async fn nobody_takes_a_lease_from_under_a_guarded_transaction() {
     leases.guard(&transaction, &held).await.unwrap();
     eventually("the lease expires", DEADLINE, || async {
         let sql = "SELECT lease_expires_at < clock_timestamp() FROM probe.leases";
-        other
-            .query_one(sql, &[])
-            .await
-            .unwrap()
-            .get::<_, bool>(0)
-            .then_some(())
+        value::<bool>(&pool, sql).await.then_some(())
     })
     .await;
+    let other = pool.get().await.unwrap();
     // Expired, but its owner is still inside the write that the guard allowed.
     assert!(
         leases

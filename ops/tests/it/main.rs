@@ -21,22 +21,11 @@ const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A fresh database with the mechanisms' tables in schema `probe`.
 async fn database() -> (TestDatabase, Pool) {
-    let database = TestDatabase::create().await;
-    let pool = database.pool();
-    ops::postgres::migrate(&pool, "probe", &ops::postgres::mechanisms("probe"))
-        .await
-        .unwrap();
-    (database, pool)
+    TestDatabase::with_schema("probe", &ops::postgres::mechanisms("probe")).await
 }
 
 async fn count(pool: &Pool, sql: &str) -> i64 {
-    pool.get()
-        .await
-        .unwrap()
-        .query_one(sql, &[])
-        .await
-        .unwrap()
-        .get(0)
+    ops::testing::value(pool, sql).await
 }
 
 #[tokio::test]

@@ -6,14 +6,11 @@ use std::{
 };
 
 use ops::config::KafkaOptions;
-use ops::outbox::{Message, Publisher, append};
+use ops::kafka::Topics;
+use ops::outbox::{Message, Publisher, append, append_all};
 use ops::postgres::Pool;
-use ops::testing::{eventually, kafka};
-use rdkafka::{
-    ClientConfig, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-    message::{Headers as _, Message as _},
-};
+use ops::testing::{eventually, kafka, records::from_the_start};
+use rdkafka::message::{Headers as _, Message as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::{DEADLINE, count, database};
@@ -34,47 +31,27 @@ pub(crate) fn message(key: &str, number: usize) -> Message {
     }
 }
 
-/// Everything that stands in the topic, as `(key, id)` in partition order.
-pub(crate) fn everything(options: &KafkaOptions) -> Vec<(String, String)> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &options.kafka_brokers)
-        .set("group.id", "everything")
-        .create()
-        .unwrap();
-    let topic = options.topic(TOPIC);
-    let deadline = Duration::from_secs(10);
-    let metadata = consumer.fetch_metadata(Some(&topic), deadline).unwrap();
+/// Everything that stands in the topic, as `(key, id)`, each key's in order.
+pub(crate) async fn everything(options: &KafkaOptions) -> Vec<(String, String)> {
+    let ends = Topics::new(options).unwrap().ends(TOPIC).await.unwrap();
+    let all = usize::try_from(ends.values().sum::<i64>()).unwrap();
+    let consumer = from_the_start(options, TOPIC).await;
     let (mut found, started) = (Vec::new(), Instant::now());
-    for partition in metadata.topics()[0].partitions() {
-        let (low, high) = consumer
-            .fetch_watermarks(&topic, partition.id(), deadline)
-            .unwrap();
-        let mut one = TopicPartitionList::new();
-        one.add_partition_offset(&topic, partition.id(), Offset::Offset(low))
-            .unwrap();
-        consumer.assign(&one).unwrap();
-        let mut next = low;
-        while next < high {
-            // `None` may also be an event that is no record (rust-rdkafka#644).
-            assert!(
-                started.elapsed() < DEADLINE,
-                "{topic} ends at {next}, not {high}"
-            );
-            let Some(record) = consumer.poll(Duration::from_millis(100)) else {
-                continue;
-            };
-            let record = record.unwrap();
-            next = record.offset() + 1;
-            let headers = record.headers().unwrap();
-            let id = headers
-                .iter()
-                .find(|header| header.key == "ce_id")
-                .unwrap()
-                .value
-                .unwrap();
-            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-            found.push((text(record.key().unwrap()), text(id)));
-        }
+    while found.len() < all {
+        assert!(
+            started.elapsed() < DEADLINE,
+            "{} records, not {all}",
+            found.len()
+        );
+        // `None` may also be an event that is no record (rust-rdkafka#644).
+        let Some(record) = consumer.poll(Duration::from_millis(100)) else {
+            continue;
+        };
+        let record = record.unwrap();
+        let mut headers = record.headers().unwrap().iter();
+        let id = headers.find(|header| header.key == "ce_id").unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        found.push((text(record.key().unwrap()), text(id.value.unwrap())));
     }
     found
 }
@@ -119,7 +96,7 @@ async fn a_slower_transaction_with_a_smaller_id_is_not_forgotten() {
 
     stop.cancel();
     running.await.unwrap().unwrap();
-    let mut found = everything(&options);
+    let mut found = everything(&options).await;
     found.sort();
     let pair = |key: &str| (key.to_owned(), format!("{key}-1"));
     assert_eq!(found, [pair("quick"), pair("slow")]);
@@ -137,10 +114,9 @@ async fn publishers_cut_off_anywhere_lose_nothing_and_keep_each_keys_order() {
         tokio::spawn(async move {
             for number in 0..EVENTS {
                 let client = pool.get().await.unwrap();
-                for key in 0..KEYS {
-                    let told = message(&format!("key{key}"), number);
-                    append(&client, "probe", &told).await.unwrap();
-                }
+                let all = (0..KEYS).map(|key| message(&format!("key{key}"), number));
+                let all: Vec<Message> = all.collect();
+                append_all(&client, "probe", &all).await.unwrap();
             }
         })
     };
@@ -171,7 +147,7 @@ async fn publishers_cut_off_anywhere_lose_nothing_and_keep_each_keys_order() {
     for task in &running {
         task.abort();
     }
-    let tellings = first_tellings(&everything(&options));
+    let tellings = first_tellings(&everything(&options).await);
     assert_eq!(tellings.len(), KEYS);
     for (key, told) in tellings {
         let wanted: Vec<String> = (0..EVENTS)

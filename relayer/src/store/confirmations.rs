@@ -7,7 +7,7 @@ use contracts::{
 };
 use deadpool_postgres::{GenericClient, Transaction};
 use jiff::Timestamp;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{address, big, unsigned, word};
@@ -33,34 +33,35 @@ pub async fn insert(
     new: &[&NewConfirmation],
     now: Timestamp,
 ) -> Result<u64, tokio_postgres::Error> {
-    let sql = "-- relayer.insert_confirmation\n\
+    let sql = "-- relayer.insert_confirmations\n\
         INSERT INTO relayer.confirmations (job_id, tenant_id, subject, team, individual,\n    \
         submitter, content_hash, result_hash, status, salt, received_at)\n\
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (job_id) DO NOTHING";
+        SELECT job_id, tenant_id, subject, team, individual,\n    \
+        submitter, content_hash, result_hash, status, salt, $11\n\
+        FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::boolean[],\n    \
+        $6::bytea[], $7::bytea[], $8::bytea[], $9::smallint[], $10::bytea[]) WITH ORDINALITY\n\
+        AS told (job_id, tenant_id, subject, team, individual,\n    \
+        submitter, content_hash, result_hash, status, salt, place)\n\
+        ORDER BY place ON CONFLICT (job_id) DO NOTHING";
+    let parameters: [&(dyn ToSql + Sync); 11] = [
+        &column(new, |it| it.confirmation.job_id.uuid()),
+        &column(new, |it| it.confirmation.tenant_id.uuid()),
+        &column(new, |it| it.subject.as_str()),
+        &column(new, |it| it.team.as_ref().map(Subject::as_str)),
+        &column(new, |it| it.individual),
+        &column(new, |it| it.confirmation.submitter.as_slice()),
+        &column(new, |it| it.confirmation.content_hash.as_slice()),
+        &column(new, |it| it.confirmation.result_hash.as_slice()),
+        &column(new, |it| i16::from(it.confirmation.status.as_u8())),
+        &column(new, |it| it.salt.as_slice()),
+        &now,
+    ];
     let statement = transaction.prepare_cached(sql).await?;
-    let mut inserted = 0;
-    for it in new {
-        let sealed = &it.confirmation;
-        inserted += transaction
-            .execute(
-                &statement,
-                &[
-                    &sealed.job_id.uuid(),
-                    &sealed.tenant_id.uuid(),
-                    &it.subject.as_str(),
-                    &it.team.as_ref().map(Subject::as_str),
-                    &it.individual,
-                    &sealed.submitter.as_slice(),
-                    &sealed.content_hash.as_slice(),
-                    &sealed.result_hash.as_slice(),
-                    &i16::from(sealed.status.as_u8()),
-                    &it.salt.as_slice(),
-                    &now,
-                ],
-            )
-            .await?;
-    }
-    Ok(inserted)
+    transaction.execute(&statement, &parameters).await
+}
+
+fn column<'a, T>(new: &[&'a NewConfirmation], of: impl Fn(&'a NewConfirmation) -> T) -> Vec<T> {
+    new.iter().map(|it| of(it)).collect()
 }
 
 /// Deletes the salts of erased jobs; the hashes stay, and can no longer be guessed from.

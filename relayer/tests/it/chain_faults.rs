@@ -7,7 +7,7 @@ use alloy::{
     sol_types::SolCall as _,
 };
 use contracts::registry::JobsRegistry::setThresholdCall;
-use ops::testing::eventually;
+use ops::testing::{eventually, value};
 use serde_json::{Value, json};
 
 use crate::{
@@ -23,9 +23,8 @@ const SENT: &str = "SELECT EXISTS (SELECT FROM relayer.transactions WHERE outcom
 
 /// The bytes of the newest transaction.
 async fn newest_raw(world: &World) -> Vec<u8> {
-    let client = world.pool.get().await.unwrap();
     let sql = "SELECT raw FROM relayer.transactions ORDER BY nonce DESC, attempt DESC LIMIT 1";
-    client.query_one(sql, &[]).await.unwrap().get(0)
+    value(&world.pool, sql).await
 }
 
 /// Replaces every block that holds a batch by an empty one.

@@ -70,7 +70,7 @@ async fn a_database_that_is_behind_the_registry_is_refused() {
         .await
         .unwrap();
     let (code, said) = outcome(&mut world.command("run"));
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(69), "{said}");
     assert!(said.contains("restored from a backup"), "{said}");
 }
 
@@ -83,7 +83,7 @@ async fn a_schema_that_is_not_there_is_refused_until_migrated() {
         .await
         .unwrap();
     let (code, said) = outcome(&mut world.command("run"));
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(69), "{said}");
     assert!(said.contains("run `migrate` first"), "{said}");
     for _ in 0..2 {
         let (code, said) = outcome(&mut world.command("migrate"));

@@ -19,7 +19,8 @@ use alloy::{
 };
 use contracts::{
     event::{
-        BatchConfirmed, Completed, JOBS_EVENTS, JobEvent, Kind, RELAYER_CONFIRMED, Seal, proto_time,
+        BatchConfirmed, Completed, JOBS_EVENTS, JobEvent, Kind, RELAYER_CONFIRMED, Record, Seal,
+        proto_time,
     },
     id::{JobId, TenantId},
     registry::JobsRegistry::confirmBatchCall,
@@ -28,14 +29,14 @@ use ops::{
     clock::Clock,
     config::KafkaOptions,
     postgres::Pool,
-    testing::{self, TestDatabase, TestProcess, eventually},
+    testing::{
+        self, TestDatabase, TestProcess, eventually,
+        records::{Told, from_the_start, produce},
+        value,
+    },
 };
-use rdkafka::{
-    ClientConfig, Message as _, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-    message::{Header, Headers as _, OwnedHeaders},
-    producer::FutureRecord,
-};
+use rdkafka::{Message as _, message::Headers as _};
+use relayer::store::{SCHEMA, migrations};
 use uuid::Uuid;
 
 use crate::{DEADLINE, node::Node};
@@ -59,17 +60,12 @@ pub(crate) struct World {
 }
 
 /// Times a relayer said that a batch is final, by event identity.
-pub(crate) type Told = BTreeMap<(String, String), Vec<BatchConfirmed>>;
+pub(crate) type Announced = BTreeMap<(String, String), Vec<BatchConfirmed>>;
 
 impl World {
     /// A world on this chain, with a registry deployed by the real command.
     pub(crate) async fn on(node: Node) -> Self {
-        let database = TestDatabase::create().await;
-        let pool = database.pool();
-        let migrations = relayer::store::migrations();
-        ops::postgres::migrate(&pool, relayer::store::SCHEMA, &migrations)
-            .await
-            .unwrap();
+        let (database, pool) = TestDatabase::with_schema(SCHEMA, &migrations()).await;
         let gas = random_key();
         let admin = random_key().address();
         node.fund(gas.address()).await;
@@ -128,12 +124,7 @@ impl World {
 
     /// Another database and other topics for the same registry and keys.
     pub(crate) async fn with_new_database(self) -> Self {
-        let database = TestDatabase::create().await;
-        let pool = database.pool();
-        let migrations = relayer::store::migrations();
-        ops::postgres::migrate(&pool, relayer::store::SCHEMA, &migrations)
-            .await
-            .unwrap();
+        let (database, pool) = TestDatabase::with_schema(SCHEMA, &migrations()).await;
         let kafka = testing::kafka();
         let mut world = Self {
             pool,
@@ -224,45 +215,22 @@ impl World {
     }
 
     pub(crate) async fn publish(&self, events: &[JobEvent]) {
-        let producer = ops::kafka::producer(&self.kafka).unwrap();
-        let topic = self.kafka.topic(JOBS_EVENTS);
-        let mut sent = Vec::new();
-        for event in events {
-            let record = event.record().unwrap();
-            let mut headers = OwnedHeaders::new();
-            for (key, value) in record.attributes.headers() {
-                headers = headers.insert(Header {
-                    key,
-                    value: Some(&value),
-                });
-            }
-            let record = FutureRecord::to(&topic)
-                .key(&record.key)
-                .payload(&record.value)
-                .headers(headers);
-            sent.push(
-                producer
-                    .send_result(record)
-                    .map_err(|(error, _)| error)
-                    .unwrap(),
-            );
-        }
-        for acknowledgement in sent {
-            acknowledgement
-                .await
-                .unwrap()
-                .map_err(|(error, _)| error)
-                .unwrap();
-        }
+        let records: Vec<Record> = events.iter().map(|it| it.record().unwrap()).collect();
+        let told = records.iter().map(|record| Told {
+            topic: record.topic,
+            key: &record.key,
+            headers: record.attributes.headers(),
+            value: &record.value,
+        });
+        produce(&self.kafka, told).await;
     }
 
     /// Reads what was announced until `jobs` are all in it.
-    pub(crate) async fn told_of(&self, jobs: &[JobId]) -> Told {
+    pub(crate) async fn told_of(&self, jobs: &[JobId]) -> Announced {
         let wanted: BTreeSet<String> = jobs.iter().map(JobId::to_string).collect();
-        let kafka = self.kafka.clone();
+        let consumer = from_the_start(&self.kafka, RELAYER_CONFIRMED).await;
         let reading = tokio::task::spawn_blocking(move || {
-            let consumer = consumer(&kafka);
-            let mut told = Told::new();
+            let mut told = Announced::new();
             let mut missing = wanted;
             let started = Instant::now();
             while !missing.is_empty() {
@@ -295,26 +263,17 @@ impl World {
 
     /// Waits until a query gives true.
     pub(crate) async fn until(&self, what: &str, sql: &str) {
-        eventually(what, DEADLINE, || async {
-            let client = self.pool.get().await.unwrap();
-            client
-                .query_one(sql, &[])
-                .await
-                .unwrap()
-                .get::<_, bool>(0)
-                .then_some(())
-        })
-        .await;
+        let holds = async || value::<bool>(&self.pool, sql).await.then_some(());
+        eventually(what, DEADLINE, holds).await;
     }
 
     pub(crate) async fn number(&self, sql: &str) -> i64 {
-        let client = self.pool.get().await.unwrap();
-        client.query_one(sql, &[]).await.unwrap().get(0)
+        value(&self.pool, sql).await
     }
 
     /// What must hold after whatever happened: each job on chain once and told once, sequences and
     /// batches without gaps, no nonce used for two things.
-    pub(crate) async fn audit(&self, jobs: &[JobId], told: &Told) {
+    pub(crate) async fn audit(&self, jobs: &[JobId], told: &Announced) {
         let mut seen = BTreeSet::new();
         let mut next_sequence = 1;
         let mut batches: Vec<&BatchConfirmed> = told.values().map(|it| &it[0]).collect();
@@ -364,7 +323,7 @@ impl World {
 }
 
 /// Asserts that every announcement was made exactly once.
-pub(crate) fn assert_told_once(told: &Told) {
+pub(crate) fn assert_told_once(told: &Announced) {
     for (identity, times) in told {
         assert_eq!(times.len(), 1, "{identity:?}");
     }
@@ -373,25 +332,4 @@ pub(crate) fn assert_told_once(told: &Told) {
 pub(crate) fn random_key() -> PrivateKeySigner {
     let seed: B256 = keccak256(Uuid::new_v4());
     PrivateKeySigner::from_bytes(&seed).unwrap()
-}
-
-fn consumer(kafka: &KafkaOptions) -> BaseConsumer {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &kafka.kafka_brokers)
-        .set("group.id", "test")
-        .set("enable.auto.commit", "false")
-        .create()
-        .unwrap();
-    let topic = kafka.topic(RELAYER_CONFIRMED);
-    let metadata = consumer
-        .fetch_metadata(Some(&topic), Duration::from_secs(10))
-        .unwrap();
-    let mut places = TopicPartitionList::new();
-    for partition in metadata.topics()[0].partitions() {
-        places
-            .add_partition_offset(&topic, partition.id(), Offset::Beginning)
-            .unwrap();
-    }
-    consumer.assign(&places).unwrap();
-    consumer
 }

@@ -12,7 +12,13 @@ use contracts::{
 };
 
 use super::{Api, ApiError, create, cursor_of, event_type, not_found};
-use crate::store::endpoints::{self, Endpoint};
+use crate::{
+    health::Health,
+    store::{
+        endpoints::{self, Endpoint},
+        health,
+    },
+};
 
 pub(super) async fn list(
     State(api): State<Api>,
@@ -65,13 +71,20 @@ pub(super) async fn update(
             .and_then(create::description_error),
     );
     create::refuse(errors)?;
-    let client = api.pool.get().await?;
     let tenant = principal.tenant().uuid();
-    let found = endpoints::get(&client, tenant, id.uuid()).await?;
-    let endpoint = changed(found.ok_or_else(|| not_found("endpoint"))?, request, &api);
-    if !endpoints::update(&client, tenant, &endpoint).await? {
+    let mut client = api.pool.get().await?;
+    let transaction = client.transaction().await?;
+    let found = endpoints::get(&transaction, tenant, id.uuid()).await?;
+    let before = found.ok_or_else(|| not_found("endpoint"))?;
+    let endpoint = changed(before.clone(), request, &api);
+    if !endpoints::update(&transaction, tenant, &endpoint).await? {
         return Err(not_found("endpoint"));
     }
+    // What was learnt of the old address, or before it was switched on, tells nothing any more.
+    if endpoint.url != before.url || (endpoint.enabled && !before.enabled) {
+        health::save(&transaction, endpoint.id, Health::Untried).await?;
+    }
+    transaction.commit().await?;
     Ok(Json(view(endpoint)))
 }
 

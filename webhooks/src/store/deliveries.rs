@@ -1,38 +1,12 @@
-//! Deliveries: queued by the intake, claimed and settled by the worker, read and replayed by the
-//! API.
-
-use std::time::Duration;
+//! Deliveries: queued by the intake, settled by the worker, read and replayed by the API.
 
 use deadpool_postgres::{GenericClient, Transaction};
 use jiff::Timestamp;
-use ops::lease::{Lease, LeaseTable};
+use ops::lease::LeaseTable;
 use tokio_postgres::{Error, Row, types::ToSql};
 use uuid::Uuid;
 
 use crate::{delivery::Delivery, intake::Telling};
-
-/// Deliveries to one endpoint that may be under way at a time, so that a slow one does not take
-/// every slot.
-const ENDPOINT_IN_FLIGHT_MAX: i64 = 8;
-
-/// A delivery that was claimed, and what is needed to send it.
-#[derive(Debug)]
-pub struct Claimed {
-    /// The right to send it.
-    pub lease: Lease<Uuid>,
-    /// Whom to.
-    pub endpoint: Uuid,
-    /// Where to.
-    pub url: String,
-    /// What.
-    pub body: String,
-    /// The trace it belongs to.
-    pub traceparent: Option<String>,
-    /// Which attempt this is, counted from 1.
-    pub attempt: i32,
-    /// Where it stands.
-    pub delivery: Delivery,
-}
 
 /// A delivery, as the API shows it.
 #[derive(Clone, Debug)]
@@ -171,62 +145,6 @@ pub async fn queue_test(
         .execute(sql, &[&message, &endpoint, &tenant, &id, &body, &now])
         .await?;
     Ok(())
-}
-
-/// Claims at most `slots` due deliveries, oldest first and no endpoint beyond its share, and
-/// writes their attempts ahead.
-///
-/// # Errors
-/// When Postgres fails.
-pub async fn claim(
-    transaction: &Transaction<'_>,
-    owner: Uuid,
-    ttl: Duration,
-    slots: i64,
-    now: Timestamp,
-) -> Result<Vec<Claimed>, Error> {
-    let free = LeaseTable::FREE;
-    let pick = format!(
-        "SELECT message_id FROM webhooks.deliveries WHERE message_id IN (\n    \
-         SELECT message_id FROM (SELECT message_id, next_attempt_at, coalesce(busy, 0)\n        \
-         + row_number() OVER (PARTITION BY endpoint_id ORDER BY next_attempt_at) AS place\n    \
-         FROM webhooks.deliveries JOIN webhooks.endpoints USING (endpoint_id)\n    \
-         LEFT JOIN (SELECT endpoint_id, count(*) AS busy FROM webhooks.deliveries\n        \
-         WHERE status = 'PENDING' AND lease_expires_at >= clock_timestamp()\n        \
-         GROUP BY endpoint_id) under_way USING (endpoint_id)\n    \
-         WHERE status = 'PENDING' AND next_attempt_at <= $3 AND enabled AND {free}) due\n    \
-         WHERE place <= {ENDPOINT_IN_FLIGHT_MAX} ORDER BY next_attempt_at LIMIT $4)\n\
-         AND status = 'PENDING' AND {free} FOR UPDATE SKIP LOCKED"
-    );
-    let leases: Vec<Lease<Uuid>> = leases()
-        .claim(transaction, owner, ttl, &pick, &[&now, &slots])
-        .await?;
-    let ids: Vec<Uuid> = leases.iter().map(|lease| lease.id).collect();
-    let begin = "-- webhooks.delivery_begin\n\
-        WITH begun AS (UPDATE webhooks.deliveries SET attempts = attempts + 1\n    \
-        WHERE message_id = ANY($1) RETURNING *),\n\
-        ahead AS (INSERT INTO webhooks.attempts (message_id, attempt, started_at)\n    \
-        SELECT message_id, attempts, $2 FROM begun)\n\
-        SELECT begun.*, url FROM begun JOIN webhooks.endpoints USING (endpoint_id)";
-    let rows = transaction.query(begin, &[&ids, &now]).await?;
-    let with_lease = |row: &Row| {
-        let id: Uuid = row.get("message_id");
-        let lease = leases.iter().find(|lease| lease.id == id)?.clone();
-        let tries: i32 = row.get("tries");
-        Some(Claimed {
-            lease,
-            endpoint: row.get("endpoint_id"),
-            url: row.get("url"),
-            body: row.get("body"),
-            traceparent: row.get("traceparent"),
-            attempt: row.get("attempts"),
-            delivery: Delivery::Pending {
-                tries: tries.unsigned_abs(),
-                due: now,
-            },
-        })
-    };
-    Ok(rows.iter().filter_map(with_lease).collect())
 }
 
 /// Saves where an attempt led, in a transaction that holds the lease's guard; gives the lease back.

@@ -103,6 +103,11 @@ impl App {
         TestProcess::start(&mut command(&self.database, &self.kafka, "worker"))
     }
 
+    pub(crate) fn worker_with_slots(&self, slots: usize) -> TestProcess {
+        let mut command = command(&self.database, &self.kafka, "worker");
+        TestProcess::start(command.env("WEBHOOKS_SLOTS", slots.to_string()))
+    }
+
     /// A request as the gateway would send it.
     pub(crate) async fn request(
         &self,
@@ -289,6 +294,11 @@ impl Receiver {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}/hook", self.address)
+    }
+
+    /// From now on answers 204.
+    pub(crate) fn recover(&self) {
+        self.answers.lock().unwrap().clear();
     }
 
     pub(crate) fn told(&self) -> Vec<Told> {

@@ -9,4 +9,5 @@
 mod api;
 mod app;
 mod delivery;
+mod fairness;
 mod oracle;

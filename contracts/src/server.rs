@@ -208,6 +208,17 @@ impl Principal {
         ))
     }
 
+    /// The problem to answer with when the credential has none of `scopes`, of which the first is
+    /// the one to ask for.
+    pub fn require_one_of(&self, scopes: &[Scope]) -> Result<(), Problem> {
+        match scopes.first() {
+            Some(first) if !scopes.iter().any(|scope| self.has_scope(*scope)) => {
+                self.require(*first)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether they see every job of the tenant.
     #[must_use]
     pub fn sees_whole_tenant(&self) -> bool {
@@ -223,14 +234,22 @@ impl Principal {
             .filter(|_| self.has_scope(Scope::JobsReadTeam))
     }
 
-    /// Whether they see a job of their tenant that `subject` submitted as a member of `team`.
+    /// Whether they may read a job of their tenant that `subject` submitted as a member of `team`.
     #[must_use]
-    pub fn sees(&self, subject: &str, team: Option<&str>) -> bool {
+    pub fn may_read_job(&self, subject: &str, team: Option<&str>) -> bool {
         self.sees_whole_tenant()
             || self.subject().as_str() == subject
             || self
                 .sees_team()
                 .is_some_and(|seen| team == Some(seen.as_str()))
+    }
+
+    /// Whether they may cancel a job of their tenant that `subject` submitted. A team's members
+    /// read each other's jobs, but end only their own.
+    #[must_use]
+    pub fn may_cancel_job(&self, subject: &str) -> bool {
+        self.sees_whole_tenant()
+            || (self.has_scope(Scope::JobsSubmit) && self.subject().as_str() == subject)
     }
 }
 

@@ -69,6 +69,9 @@ pub struct Transaction {
     pub body: Body,
     /// Whether an idempotency key must come with it; one may always.
     pub key_required: bool,
+    /// Whether the upstream keeps a record of the key, in the transaction that acts: only then may
+    /// a request whose outcome is unknown be sent again.
+    pub recorded: bool,
     /// Whether the answer shows a secret, and therefore is never kept.
     pub secret: bool,
 }
@@ -90,8 +93,8 @@ pub struct Routes {
     paths: Router<Vec<usize>>,
 }
 
-const READ_JOBS: &[Scope] = &[Scope::JobsRead, Scope::JobsReadTeam, Scope::JobsAdmin];
-const WRITE_JOBS: &[Scope] = &[Scope::JobsSubmit, Scope::JobsAdmin];
+const READ_JOBS: &[Scope] = &Scope::READ_JOBS;
+const CANCEL_JOBS: &[Scope] = &Scope::CANCEL_JOBS;
 const HOOKS_READ: &[Scope] = &[Scope::WebhooksRead];
 const HOOKS_WRITE: &[Scope] = &[Scope::WebhooksWrite];
 const BILLING: &[Scope] = &[Scope::BillingRead];
@@ -109,20 +112,24 @@ const REPLAY: &str = "/v1/webhooks/deliveries/{message_id}/replay";
 const SUBMIT: Transaction = Transaction {
     body: Body::Job,
     key_required: true,
+    recorded: true,
     secret: false,
 };
-const SECRET: Transaction = Transaction {
+const CREATION: Transaction = Transaction {
     body: Body::Json,
     key_required: false,
+    recorded: true,
     secret: true,
 };
 const ROTATION: Transaction = Transaction {
     body: Body::OptionalJson,
-    ..SECRET
+    recorded: false,
+    ..CREATION
 };
 const CHANGE: Transaction = Transaction {
+    recorded: false,
     secret: false,
-    ..SECRET
+    ..CREATION
 };
 const ACT: Transaction = Transaction {
     secret: false,
@@ -143,7 +150,7 @@ pub static ROUTES: [Route; 24] = [
     ),
     stream(Method::GET, "/v1/jobs", Audience::Jobs, READ_JOBS),
     stream(Method::GET, JOB, Audience::Jobs, READ_JOBS),
-    stream(Method::DELETE, JOB, Audience::Jobs, WRITE_JOBS),
+    stream(Method::DELETE, JOB, Audience::Jobs, CANCEL_JOBS),
     events("/v1/jobs/{job_id}/events", Audience::Jobs, READ_JOBS),
     stream(
         Method::GET,
@@ -157,7 +164,7 @@ pub static ROUTES: [Route; 24] = [
         ENDPOINTS,
         Audience::Webhooks,
         HOOKS_WRITE,
-        SECRET,
+        CREATION,
     ),
     stream(Method::GET, ENDPOINT, Audience::Webhooks, HOOKS_READ),
     transaction(

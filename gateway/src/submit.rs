@@ -51,7 +51,8 @@ pub(crate) async fn serve(
             }
         },
     };
-    let outcome = exchange(gateway, session, ctx, forward, key.as_ref(), &body).await;
+    let key = key.as_ref();
+    let outcome = exchange(gateway, session, ctx, forward, transaction, key, &body).await;
     if let Some(claim) = claim {
         settle(gateway, claim, transaction, &outcome).await;
     }
@@ -142,6 +143,7 @@ async fn exchange(
     session: &Session,
     ctx: &Ctx,
     forward: &Forward,
+    transaction: Transaction,
     key: Option<&Key>,
     body: &Bytes,
 ) -> Result<Answer, Failure> {
@@ -156,8 +158,8 @@ async fn exchange(
     };
     request.set_version(http::Version::HTTP_11);
     headers::for_upstream(&mut request, &ours).map_err(|_| Failure::Unreachable)?;
-    // With a key the upstream's record knows a repetition.
-    let may_repeat = key.is_some();
+    // With a key the upstream's record, where it keeps one, knows a repetition.
+    let may_repeat = key.is_some() && transaction.recorded;
     let upstreams = &gateway.upstreams;
     let answer = upstreams
         .exchange(forward.upstream, &request, body, may_repeat)

@@ -64,6 +64,8 @@ CREATE TABLE jobs.jobs (
 -- Lists: ids are UUIDv7, so their order is that of creation.
 CREATE INDEX jobs_by_tenant ON jobs.jobs (tenant_id, job_id);
 CREATE INDEX jobs_by_subject ON jobs.jobs (tenant_id, subject, job_id);
+CREATE INDEX jobs_by_status ON jobs.jobs (tenant_id, status, job_id);
+CREATE INDEX jobs_by_type ON jobs.jobs (tenant_id, job_type, job_id);
 -- Leasing: the head of each tenant's queue.
 CREATE INDEX jobs_pending ON jobs.jobs (tenant_id, priority DESC, run_after, job_id)
     WHERE status = 'PENDING';

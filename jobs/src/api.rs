@@ -3,12 +3,18 @@
 
 use axum::{Router, routing::get};
 use contracts::{
-    assertion::{Audience, Scope},
+    assertion::Audience,
     id::{JobId, Subject},
     problem::{Code, Problem},
     server::{Guard, Principal},
 };
-use ops::{admin::Readiness, clock::Clock, config::Key32, postgres::Pool, process::Process};
+use ops::{
+    admin::Readiness,
+    clock::Clock,
+    config::Key32,
+    postgres::{Pool, explain, is_outage},
+    process::Process,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -89,21 +95,13 @@ impl Api {
         found
             .filter(|record| {
                 let facts = &record.job.facts;
-                principal.sees(
+                principal.may_read_job(
                     facts.subject.as_str(),
                     facts.team.as_ref().map(Subject::as_str),
                 )
             })
             .ok_or_else(no_such_job)
     }
-}
-
-/// Any scope that lets one read jobs will do; which jobs is for `Principal::sees` to say.
-fn require_reader(principal: &Principal) -> Result<(), Problem> {
-    if principal.has_scope(Scope::JobsAdmin) || principal.has_scope(Scope::JobsReadTeam) {
-        return Ok(());
-    }
-    principal.require(Scope::JobsRead)
 }
 
 fn no_such_job() -> Problem {
@@ -120,19 +118,22 @@ impl From<StoreError> for Problem {
             StoreError::Illegal(illegal) => {
                 Self::new(Code::JobNotCancellable, format!("{illegal}."))
             }
-            StoreError::Pool(_) => {
-                error!(
-                    error = format!("{:#}", anyhow::Error::from(error)),
-                    "no database"
-                );
+            StoreError::TooSlow => Self::new(
+                Code::ServiceUnavailable,
+                "The list took too long: ask for fewer jobs, or for those of one status.",
+            )
+            .with_retry_after(RETRY_AFTER_SECONDS),
+            error if is_outage(&error) => {
+                error!(error = explain(&error.into()), "no database");
                 Self::new(Code::ServiceUnavailable, "Try again shortly.")
                     .with_retry_after(RETRY_AFTER_SECONDS)
             }
-            StoreError::Postgres(_) | StoreError::Fenced | StoreError::Unreadable(_) => {
-                error!(
-                    error = format!("{:#}", anyhow::Error::from(error)),
-                    "request failed"
-                );
+            StoreError::Postgres(_)
+            | StoreError::Pool(_)
+            | StoreError::Untold(_)
+            | StoreError::Fenced
+            | StoreError::Unreadable(_) => {
+                error!(error = explain(&error.into()), "request failed");
                 Self::internal()
             }
         }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ops::config::{
-    CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions, ProcessOptions,
+use ops::{
+    config::{
+        CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions, ProcessOptions,
+    },
+    inbox::letters::DeadLetters,
 };
 
 /// Accepts jobs, computes them, and knows all about them.
@@ -25,6 +28,9 @@ pub enum Command {
     Worker(WorkerOptions),
     /// Create or update the database schema.
     Migrate(CommandOptions),
+    /// Show the Kafka records that could not be taken in, or hand them in again.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Check the configuration and reach for what it names.
     Check(CheckOptions),
 }
@@ -65,7 +71,7 @@ pub struct WorkerOptions {
 /// How much one worker computes at a time, and how long it is believed to be alive.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct SlotOptions {
-    /// Jobs computed at a time.
+    /// Jobs computed at a time; of more than one, a quarter is never the same tenant's as the rest.
     #[arg(
         long = "slots",
         env = "WORKER_SLOTS",
@@ -112,6 +118,7 @@ impl Command {
             Self::Api(options) => &options.http.process.log,
             Self::Worker(options) => &options.process.log,
             Self::Migrate(options) => &options.log,
+            Self::DeadLetters(letters) => letters.log(),
             Self::Check(options) => &options.command.log,
         }
     }

@@ -3,26 +3,36 @@
 use std::collections::BTreeMap;
 
 use alloy::primitives::B256;
-use contracts::{
-    event::{BATCH_CONFIRMED_TYPE, BatchConfirmed, EventError, RELAYER_CONFIRMED},
-    id::JobId,
-};
+use contracts::event::{BATCH_CONFIRMED_TYPE, BatchConfirmed, EventError, RELAYER_CONFIRMED};
 use deadpool_postgres::Transaction;
 use ops::{
     admin::Flag,
     clock::Clock,
     config::KafkaOptions,
-    inbox::{Consumer, Event, Handler, Poison},
+    inbox::{Consumer, Event, Handler, Handling, Poison},
     postgres::Pool,
 };
-use tracing::error;
 
-use crate::{SCHEMA, job::Finality, store};
+use crate::{
+    SCHEMA,
+    job::Finality,
+    store::{self, Batch, Place},
+};
 
 /// Takes in final batches.
 #[derive(Clone, Debug)]
 pub struct Confirmations {
     clock: Clock,
+}
+
+/// What is done with `relayer.confirmed.v1`.
+#[must_use]
+pub fn handling(clock: Clock) -> Handling<Confirmations> {
+    Handling {
+        name: "confirmations",
+        topics: &[RELAYER_CONFIRMED],
+        handler: Confirmations { clock },
+    }
 }
 
 /// The consumer of `relayer.confirmed.v1`.
@@ -36,69 +46,63 @@ pub fn consumer(
     Consumer {
         pool,
         schema: SCHEMA,
-        name: "confirmations",
         kafka,
-        topics: &[RELAYER_CONFIRMED],
-        handler: Confirmations { clock },
+        handling: handling(clock),
         ready,
     }
 }
 
 impl Handler for Confirmations {
-    /// Where the jobs of one batch stand on chain.
-    type Item = BTreeMap<JobId, Finality>;
+    type Item = Batch;
 
-    fn decode(&self, event: &Event) -> Result<Option<Self::Item>, Poison> {
+    fn decode(&self, event: &Event) -> Result<Option<Batch>, Poison> {
         if event.kind != BATCH_CONFIRMED_TYPE {
             return Ok(None);
         }
         let batch = BatchConfirmed::from_value(&event.value);
-        let places = batch.and_then(|batch| places(&batch));
-        places.map(Some).map_err(|error| Poison(error.to_string()))
+        let batch = batch.and_then(|batch| understand(&batch));
+        batch.map(Some).map_err(|error| Poison(error.to_string()))
     }
 
-    async fn apply(
-        &self,
-        transaction: &Transaction<'_>,
-        items: &[Self::Item],
-    ) -> anyhow::Result<()> {
-        for places in items {
-            let now = self.clock.now();
-            for (job, reason) in store::confirm(transaction, places, now).await? {
-                // The chain says so all the same: a person must look.
-                error!(job.id = %job, %reason, "a confirmation does not fit its job");
-                metrics::counter!("jobs_confirmations_refused_total").increment(1);
-            }
+    async fn apply(&self, transaction: &Transaction<'_>, items: &[Batch]) -> anyhow::Result<()> {
+        for batch in items {
+            let fits = store::confirm(transaction, batch, self.clock.now()).await?;
+            // The jobs stay queued, and the batch becomes a dead letter.
+            fits.map_err(|misfit| Poison(misfit.to_string()))?;
         }
         Ok(())
     }
 }
 
-fn places(batch: &BatchConfirmed) -> Result<BTreeMap<JobId, Finality>, EventError> {
+fn understand(batch: &BatchConfirmed) -> Result<Batch, EventError> {
     let common = Finality {
         chain_id: storable("chain_id", batch.chain_id)?,
         registry: batch.registry_address()?,
         batch_number: storable("batch_number", batch.batch_number)?,
         sequence: 0,
-        transaction_hash: B256::try_from(batch.transaction_hash.as_slice())
-            .map_err(|_| EventError::Malformed("transaction_hash"))?,
+        transaction_hash: word("transaction_hash", &batch.transaction_hash)?,
         block_number: storable("block_number", batch.block_number)?,
         confirmed_at: batch.time()?,
     };
-    let place = |job: &contracts::event::ConfirmedJob| {
-        let id = job
-            .job_id
-            .parse()
-            .map_err(|error| EventError::Id("job_id", error))?;
-        Ok((
-            id,
-            Finality {
-                sequence: storable("sequence", job.sequence)?,
-                ..common
-            },
-        ))
-    };
-    batch.jobs.iter().map(place).collect()
+    let mut places = BTreeMap::new();
+    for job in &batch.jobs {
+        let id = |name| move |error| EventError::Id(name, error);
+        let tenant = job.tenant_id.parse().map_err(id("tenant_id"))?;
+        let finality = Finality {
+            sequence: storable("sequence", job.sequence)?,
+            ..common
+        };
+        let job = job.job_id.parse().map_err(id("job_id"))?;
+        if places.insert(job, Place { tenant, finality }).is_some() {
+            return Err(EventError::Malformed("jobs"));
+        }
+    }
+    let jobs_root = word("jobs_root", &batch.jobs_root)?;
+    Ok(Batch { jobs_root, places })
+}
+
+fn word(name: &'static str, bytes: &[u8]) -> Result<B256, EventError> {
+    B256::try_from(bytes).map_err(|_| EventError::Malformed(name))
 }
 
 /// Postgres counts to 2^63; a number beyond would stop the partition, not only its record.

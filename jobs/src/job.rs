@@ -234,6 +234,17 @@ impl Job {
         }
     }
 
+    /// Whether it was confirmed at this very place before: being told so again is no news. What the
+    /// chain may move, the transaction and its block, is not the place.
+    #[must_use]
+    pub fn is_final_at(&self, place: &Finality) -> bool {
+        let Confirmation::Finalized(known) = self.confirmation else {
+            return false;
+        };
+        let place_of = |f: &Finality| (f.chain_id, f.registry, f.batch_number, f.sequence);
+        place_of(&known) == place_of(place)
+    }
+
     /// Whether it counts against the tenant's limit of active jobs.
     #[must_use]
     pub fn is_active(&self) -> bool {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use jobs::{
     SCHEMA, api, check,
     config::{Cli, Command},
-    migrations, worker,
+    inbox, migrations, worker,
 };
 use ops::{
     clock::Clock,
@@ -40,6 +40,11 @@ async fn run(command: Command, process: Process) -> anyhow::Result<ExitCode> {
         }
         Command::Migrate(options) => {
             process::migrate(&options.database, SCHEMA, &migrations()).await
+        }
+        Command::DeadLetters(letters) => {
+            letters
+                .run(SCHEMA, &migrations(), &[inbox::handling(clock)])
+                .await
         }
         Command::Check(options) => check::run(&options).await,
     }

@@ -5,7 +5,6 @@ use contracts::id::JobId;
 use deadpool_postgres::{PoolError, Transaction};
 use jiff::Timestamp;
 use ops::{
-    idempotency,
     lease::{LeaseError, LeaseTable},
     outbox,
     postgres::{Migration, Pool, retrying},
@@ -23,10 +22,10 @@ mod read;
 mod rows;
 mod work;
 
-pub use confirm::confirm;
+pub use confirm::{Batch, Misfit, Place, confirm};
 pub use create::{Created, NewJob};
-pub use read::{Filter, Record, Told, Viewer};
-pub use work::Work;
+pub use read::{Filter, Record, Told, Viewer, list};
+pub use work::{Slots, Work};
 
 /// The schema this service owns.
 pub const SCHEMA: &str = "jobs";
@@ -47,6 +46,9 @@ pub enum StoreError {
     /// No connection was to be had.
     #[error("no connection to Postgres")]
     Pool(#[from] PoolError),
+    /// What happened cannot be told.
+    #[error("what happened cannot be told")]
+    Untold(#[from] outbox::AppendError),
     /// The lease is lost: someone else decides about the job now.
     #[error("the lease is lost")]
     Fenced,
@@ -56,6 +58,9 @@ pub enum StoreError {
     /// There is no such job, and jobs are never deleted.
     #[error("there is no such job")]
     Missing,
+    /// What was asked for takes longer than it may.
+    #[error("not found in time")]
+    TooSlow,
     /// A row holds what this program does not know.
     #[error("column {0} holds what this program does not know")]
     Unreadable(&'static str),
@@ -107,12 +112,6 @@ impl Store {
             }
         };
         retrying("jobs.cancel", attempt).await
-    }
-
-    /// Deletes at most `limit` idempotency records that expired; returns how many.
-    pub async fn sweep_idempotency(&self, limit: i64) -> Result<u64, StoreError> {
-        let client = self.pool.get().await?;
-        Ok(idempotency::sweep(&client, SCHEMA, limit).await?)
     }
 }
 

@@ -1,9 +1,9 @@
-//! What must be done from time to time: jobs whose worker went silent, idempotency keys that
-//! expired, and the depths that operators look at. Several workers may do it at once.
+//! What must be done from time to time: jobs whose worker went silent, and the depths that
+//! operators look at. Several workers may do it at once.
 
 use std::time::Duration;
 
-use ops::{clock::Clock, lease::Lease};
+use ops::{clock::Clock, lease::Lease, postgres::explain};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -19,9 +19,6 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 /// Most of them taken over at a time.
 const TAKE_OVER_MAX: i64 = 100;
-/// How often expired idempotency keys are deleted, and how many at a time.
-const KEYS_EVERY: Duration = Duration::from_mins(1);
-const KEYS_MAX: i64 = 5_000;
 /// How often the queue is measured.
 const DEPTHS_EVERY: Duration = Duration::from_secs(5);
 
@@ -38,17 +35,13 @@ pub async fn run(
     let owner = Uuid::now_v7();
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut keys, mut depths) = (Instant::now(), Instant::now());
+    let mut depths = Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             _ = ticks.tick() => {}
         }
         complain(take_over(&store, &clock, owner, lease).await.map(|_| ()));
-        if keys.elapsed() >= KEYS_EVERY {
-            complain(store.sweep_idempotency(KEYS_MAX).await.map(|_| ()));
-            keys = Instant::now();
-        }
         if depths.elapsed() >= DEPTHS_EVERY {
             complain(measure(&store).await);
             depths = Instant::now();
@@ -97,9 +90,6 @@ async fn measure(store: &Store) -> Result<(), StoreError> {
 
 fn complain(outcome: Result<(), StoreError>) {
     if let Err(error) = outcome {
-        warn!(
-            error = format!("{:#}", anyhow::Error::from(error)),
-            "upkeep failed, later again"
-        );
+        warn!(error = explain(&error.into()), "upkeep failed, later again");
     }
 }

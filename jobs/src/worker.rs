@@ -13,7 +13,7 @@ use ops::{
     lifecycle::Lifecycle,
     outbox::Publisher,
     postgres::Pool,
-    telemetry,
+    retention, telemetry,
 };
 use rand::{TryRng as _, rngs::SysRng};
 use tokio::{
@@ -30,7 +30,7 @@ use crate::{
     executor::Task,
     inbox,
     job::{Failure, Illegal, Job, Verdict},
-    store::{Store, StoreError, Work},
+    store::{Slots, Store, StoreError, Work},
     upkeep,
 };
 
@@ -89,11 +89,15 @@ pub fn start(
         }
         publisher.run(stop).await
     });
-    // Not a condition of being ready: a standby's inbox is idle, and jobs are computed without it.
     let ready = Flag::default();
+    let readiness = Readiness::default()
+        .with_database(pool.clone())
+        .with_flag("confirmations", ready.clone());
     let inbox = inbox::consumer(pool.clone(), options.kafka.clone(), clock.clone(), ready);
     lifecycle.spawn("inbox", inbox.run(lifecycle.stopping()));
-    Readiness::default().with_database(pool.clone())
+    let retention = retention::run(pool.clone(), SCHEMA, lifecycle.stopping());
+    lifecycle.spawn("retention", retention);
+    readiness
 }
 
 impl Worker {
@@ -118,12 +122,11 @@ impl Worker {
         let hurry = CancellationToken::new();
         let mut running = JoinSet::new();
         while !stop.is_cancelled() {
-            let free = usize::from(this.slots.count).saturating_sub(running.len());
-            let pause = match this.fill(free, &mut running, &hurry).await {
+            let pause = match this.fill(&mut running, &hurry).await {
                 Ok(()) => IDLE_POLL,
                 Err(error) => {
                     warn!(
-                        error = format!("{:#}", anyhow::Error::from(error)),
+                        error = ops::postgres::explain(&error.into()),
                         "cannot claim"
                     );
                     RETRY_PAUSE
@@ -152,10 +155,10 @@ impl Worker {
     /// # Errors
     /// When Postgres fails.
     pub async fn step(&self) -> Result<usize, StoreError> {
-        let limit = usize::from(self.slots.count);
+        let slots = Slots::free(usize::from(self.slots.count));
         let claimed = self
             .store
-            .claim(self.owner, self.slots.lease(), limit, self.clock.now())
+            .claim(self.owner, self.slots.lease(), slots, self.clock.now())
             .await?;
         let never = CancellationToken::new();
         let attempts = claimed
@@ -166,16 +169,18 @@ impl Worker {
 
     async fn fill(
         self: &Arc<Self>,
-        free: usize,
         running: &mut JoinSet<()>,
         hurry: &CancellationToken,
     ) -> Result<(), StoreError> {
+        let all = usize::from(self.slots.count);
+        let free = all.saturating_sub(running.len());
         if free == 0 {
             return Ok(());
         }
+        let slots = Slots { all, free };
         let claimed = self
             .store
-            .claim(self.owner, self.slots.lease(), free, self.clock.now())
+            .claim(self.owner, self.slots.lease(), slots, self.clock.now())
             .await?;
         for work in claimed {
             let (this, hurry) = (Arc::clone(self), hurry.clone());
@@ -237,7 +242,7 @@ impl Worker {
                 Ok(Err(StoreError::Fenced)) | Err(_) => return,
                 Ok(Err(error)) => {
                     debug!(
-                        error = format!("{:#}", anyhow::Error::from(error)),
+                        error = ops::postgres::explain(&error.into()),
                         "not renewed yet"
                     );
                 }
@@ -262,8 +267,8 @@ impl Worker {
                 Ok(job) => return Some(job),
                 Err(StoreError::Fenced) => return None,
                 Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    warn!(error = format!("{error:#}"), "not recorded yet");
+                    let error = ops::postgres::explain(&error.into());
+                    warn!(error, "not recorded yet");
                     sleep(RETRY_PAUSE).await;
                 }
             }

@@ -4,12 +4,15 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
+use contracts::id::JobId;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    exit::Exit,
+    exit::{EXIT_CODES, Exit},
+    log::Actor,
     report::{heading, line, table},
+    request::Credential,
     session::{Target, TargetOptions},
 };
 
@@ -20,10 +23,14 @@ mod deliveries;
 mod facts;
 #[cfg(test)]
 mod fixture;
+mod invoice;
 mod jobs;
+mod ledger;
+mod month;
+mod outcomes;
 
 use collect::Collector;
-use facts::{Facts, Ledger};
+use facts::Facts;
 
 /// How long facts that are still on their way (webhooks, usage events) are waited for at most.
 const SETTLE: Duration = Duration::from_secs(30);
@@ -37,16 +44,74 @@ const PRINTED_MAX: usize = 100;
 /// Checks from outside that nothing was lost, doubled or billed wrongly: by the client's log and
 /// the webhook receipts of a work folder, the public API, and the chain. Prints each finding with
 /// the id it is about.
+///
+/// Jobs: each accepted submission is one job of the list and each key made one, every job comes
+/// from a request of the log and has ended, and the results of digest and sleep jobs, sealed or
+/// not, are what their payloads in the log come to.
+///
+/// Chain: each ended job that asked for it, and no other, is FINALIZED, with a proof that
+/// `JobsRegistry.verify` accepts and that is of the job, its tenant, payload and outcome and of the
+/// chain and registry given here; batches and sequences follow one another from 1; each batch has
+/// the root, range, transaction and block that the API says.
+///
+/// Bill: each fact is one usage event with the right quantity (a call is 1, computing is the job's
+/// `compute_ms`), and nothing else is billed; in every month from the log's first request to now,
+/// the raw events, the aggregates with their event counts, and the invoice agree; what the invoice
+/// asks for is computed again by /v1/prices.
+///
+/// Webhooks: each event has one delivery to each endpoint that asked for it, and no delivery is
+/// without an event; DELIVERED ones arrived, FAILED ones did not, nothing is PENDING; each webhook
+/// that arrived is signed, has one body, and tells the event and job of its delivery.
+///
+/// Billed as a call is each request that the gateway counted against the rate limits (its answer
+/// has the header `RateLimit`), let pass, and did not answer 5xx. So a repetition with the same
+/// idempotency key is billed although its answer is a replay, and so is a 4xx of a service behind
+/// the gateway, 403 too; the gateway's own 401, 403 and `RATE_LIMIT_EXCEEDED` are free. Looking at
+/// the bill is free.
+///
+/// The log has to hold every request of the tenant since its first one: a call or job of another
+/// client of the same tenant is `usage_unexplained` or `job_unexplained`. The audit's own requests
+/// (lists of jobs and deliveries, a proof for each job) are billed to the tenant like any others,
+/// and are in the log.
 #[derive(Args, Debug)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct AuditOptions {
     #[command(flatten)]
     target: TargetOptions,
-    /// The first block to look for confirmed batches in.
+    /// The first block to look for confirmed batches in; from block 0 on, batch 1 has to be the
+    /// first.
     #[arg(long, default_value_t = 0, value_name = "BLOCK")]
     from_block: u64,
-    /// Also write the verdict here.
+    /// Every job on the registry is one of this log, or of a tenant with --other-api-key-file: then
+    /// each sequence on the chain has to be that of exactly one of them, so that a job sealed twice
+    /// is found.
+    #[arg(long, conflicts_with = "from_block")]
+    sole_tenant: bool,
+    /// A file that holds an API key, with the scope jobs:read, of another tenant with jobs on the
+    /// registry. May be given several times.
+    #[arg(
+        long = "other-api-key-file",
+        value_name = "FILE",
+        requires = "sole_tenant"
+    )]
+    other_api_key_files: Vec<PathBuf>,
+    /// Also write the verdict here, with every finding.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// How much of the registry is known to the audit.
+pub(crate) enum Share {
+    /// The tenant's own jobs: other sequences may be anybody's.
+    Part {
+        /// The first block that is looked at.
+        from_block: u64,
+    },
+    /// All of it: whatever is not the tenant's is one of these others'.
+    Whole {
+        /// Their credentials.
+        others: Vec<Credential>,
+    },
 }
 
 /// Something that does not add up.
@@ -56,6 +121,9 @@ pub(crate) struct Finding {
     pub(crate) kind: &'static str,
     /// The id of what it is about.
     pub(crate) id: String,
+    /// The job it is about, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) job_id: Option<JobId>,
     /// What is wrong.
     pub(crate) detail: String,
 }
@@ -130,8 +198,39 @@ impl Finding {
         Self {
             kind,
             id: id.to_string(),
+            job_id: None,
             detail: detail.into(),
         }
+    }
+
+    fn of_job(kind: &'static str, job: JobId, detail: impl Into<String>) -> Self {
+        Self::new(kind, job, detail).about(Some(job))
+    }
+
+    fn about(self, job_id: Option<JobId>) -> Self {
+        Self { job_id, ..self }
+    }
+}
+
+impl Share {
+    fn first_block(&self) -> u64 {
+        match self {
+            Self::Part { from_block } => *from_block,
+            Self::Whole { .. } => 0,
+        }
+    }
+}
+
+impl AuditOptions {
+    fn share(&self) -> anyhow::Result<Share> {
+        if !self.sole_tenant {
+            let from_block = self.from_block;
+            return Ok(Share::Part { from_block });
+        }
+        let files = self.other_api_key_files.iter();
+        let others = files.map(|file| Credential::from_file(file, Actor::Other));
+        let others = others.collect::<anyhow::Result<_>>()?;
+        Ok(Share::Whole { others })
     }
 }
 
@@ -139,8 +238,9 @@ impl Finding {
 pub(crate) async fn run(options: &AuditOptions) -> anyhow::Result<Exit> {
     // Both logs have to be there before the gateway is spoken to.
     options.target.require_logs()?;
+    let share = options.share()?;
     let target = options.target.connect().await?;
-    let verdict = audit(&target, options.from_block).await?;
+    let verdict = audit(&target, &share).await?;
     show(&verdict);
     if let Some(file) = &options.json {
         crate::report::write_json(file, &verdict)?;
@@ -153,27 +253,39 @@ pub(crate) async fn run(options: &AuditOptions) -> anyhow::Result<Exit> {
 }
 
 /// Collects the facts and judges them; what is still on its way is waited for.
-pub(crate) async fn audit(target: &Target, from_block: u64) -> anyhow::Result<Verdict> {
-    let collector = Collector::new(target);
-    let mut facts = collector.jobs_and_chain(from_block).await?;
-    let mut settling = Settling::begin(Instant::now());
-    loop {
-        collector.deliveries(&mut facts).await?;
-        if settling.ended(deliveries::check(&facts), Instant::now()) {
-            break;
-        }
-        sleep(SETTLE_EVERY).await;
-    }
+pub(crate) async fn audit(target: &Target, share: &Share) -> anyhow::Result<Verdict> {
+    let collector = Collector::new(target, share);
+    let mut facts = collector.jobs().await?;
+    let chain = async |facts: &mut Facts| collector.chain(facts).await;
+    settle(&mut facts, chain, chain::check).await?;
+    let deliveries = async |facts: &mut Facts| collector.deliveries(facts).await;
+    settle(&mut facts, deliveries, deliveries::check).await?;
     // Reading the bill is free, so from here on nothing adds to it.
+    let billing = async |facts: &mut Facts| collector.billing(facts).await;
+    settle(&mut facts, billing, bill).await?;
+    Ok(judge(&facts))
+}
+
+/// Collects again and again, until nothing is found or nothing more can be expected.
+async fn settle(
+    facts: &mut Facts,
+    collect: impl AsyncFn(&mut Facts) -> anyhow::Result<()>,
+    check: impl Fn(&Facts) -> Vec<Finding>,
+) -> anyhow::Result<()> {
     let mut settling = Settling::begin(Instant::now());
     loop {
-        collector.billing(&mut facts).await?;
-        if settling.ended(billing::check(&facts), Instant::now()) {
-            break;
+        collect(facts).await?;
+        if settling.ended(check(facts), Instant::now()) {
+            return Ok(());
         }
         sleep(SETTLE_EVERY).await;
     }
-    Ok(judge(&facts))
+}
+
+fn bill(facts: &Facts) -> Vec<Finding> {
+    let mut findings = billing::check(facts);
+    findings.extend(invoice::check(facts));
+    findings
 }
 
 /// Prints the verdict.
@@ -222,15 +334,15 @@ pub(crate) fn show(verdict: &Verdict) {
 
 fn judge(facts: &Facts) -> Verdict {
     let mut findings = jobs::check(facts);
+    findings.extend(outcomes::check(facts));
     findings.extend(chain::check(facts));
-    findings.extend(billing::check(facts));
+    findings.extend(bill(facts));
     findings.extend(deliveries::check(facts));
     findings.sort();
     findings.dedup();
-    let Ledger { unknown, .. } = &facts.ledger;
     let checked = Checked {
         requests: facts.ledger.requests,
-        unknown_outcomes: *unknown,
+        unknown_outcomes: facts.ledger.unknown,
         jobs: facts.jobs.len(),
         proofs_verified: facts
             .proofs

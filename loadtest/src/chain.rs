@@ -38,6 +38,8 @@ pub(crate) struct ConfirmedBatch {
     pub(crate) batch: BatchRef,
     /// In which transaction it was confirmed.
     pub(crate) transaction_hash: Option<B256>,
+    /// In which block that is.
+    pub(crate) block_number: Option<u64>,
 }
 
 impl Chain {
@@ -53,6 +55,18 @@ impl Chain {
             return Err(Unreachable(format!("there is no contract at {registry}")).into());
         }
         Ok(chain)
+    }
+
+    /// The registry's address.
+    pub(crate) fn registry(&self) -> Address {
+        self.registry
+    }
+
+    /// The chain's number.
+    pub(crate) async fn id(&self) -> anyhow::Result<u64> {
+        within(self.provider.get_chain_id().into_future())
+            .await
+            .context("reading the chain's id")
     }
 
     /// The newest block's number.
@@ -88,6 +102,7 @@ impl Chain {
                 batches.push(ConfirmedBatch {
                     batch,
                     transaction_hash: log.transaction_hash,
+                    block_number: log.block_number,
                 });
             }
             start = end + 1;

@@ -59,7 +59,7 @@ pub(crate) enum NoAnswer {
 pub(crate) enum Submitted {
     /// 202, at once or after repetitions.
     Accepted(JobId),
-    /// A definite refusal.
+    /// A definite refusal, at once or of every repetition up to the deadline.
     Refused(u16, Option<Code>),
     /// Still unknown at the deadline.
     Unknown,
@@ -133,15 +133,22 @@ impl Api {
         deadline: Instant,
     ) -> anyhow::Result<Submitted> {
         let mut tries = 0;
+        let mut perhaps_done = false;
         loop {
             let result = self.call(Call::submit(credential, submission)).await;
+            perhaps_done |= may_have_acted(&result);
             match next(&result, tries) {
                 Next::Done => return submitted(&result?),
                 Next::Again(pause) if Instant::now() + pause < deadline => {
                     tries += 1;
                     tokio::time::sleep(pause).await;
                 }
-                Next::Again(_) => return Ok(Submitted::Unknown),
+                Next::Again(_) => {
+                    return match result {
+                        Ok(refusal) if !perhaps_done => submitted(&refusal),
+                        _ => Ok(Submitted::Unknown),
+                    };
+                }
             }
         }
     }
@@ -189,15 +196,25 @@ fn next(result: &Result<Answer, NoAnswer>, tries: u32) -> Next {
         Err(NoAnswer::Log(_)) => return Next::Done,
         Err(NoAnswer::Unsent(_) | NoAnswer::Unknown(_)) => return Next::Again(backoff),
     };
-    let in_flight = || {
-        answer
-            .problem()
-            .is_some_and(|problem| problem.code == Code::IdempotencyConflict)
-    };
     match answer.status {
         408 | 429 | 500.. => Next::Again(answer.retry_after().unwrap_or(backoff)),
-        409 if in_flight() => Next::Again(answer.retry_after().unwrap_or(backoff)),
+        409 if is_in_flight(answer) => Next::Again(answer.retry_after().unwrap_or(backoff)),
         _ => Next::Done,
+    }
+}
+
+/// Whether another request with the same key is being worked on.
+fn is_in_flight(answer: &Answer) -> bool {
+    let problem = answer.problem();
+    problem.is_some_and(|problem| problem.code == Code::IdempotencyConflict)
+}
+
+/// Whether the request, or another with its key, may have done something that nobody told us.
+fn may_have_acted(result: &Result<Answer, NoAnswer>) -> bool {
+    match result {
+        Ok(answer) => Outcome::of_status(answer.status) == Outcome::Unknown || is_in_flight(answer),
+        Err(NoAnswer::Unknown(_)) => true,
+        Err(NoAnswer::Unsent(_) | NoAnswer::Log(_)) => false,
     }
 }
 
@@ -228,6 +245,7 @@ fn answered(n: u64, route: Route, latency_ms: f64, result: &Result<Answer, NoAns
         latency_ms: answer.map_or(latency_ms, |answer| answer.latency.as_secs_f64() * 1_000.0),
         status: answer.map(|answer| answer.status),
         code: answer.and_then(Answer::problem).map(|problem| problem.code),
+        counted: answer.is_some_and(Answer::is_counted),
         request_id: answer.and_then(Answer::request_id),
         job_id: job
             .and_then(|answer| answer.json::<SubmitResponse>().ok())
@@ -276,6 +294,24 @@ mod tests {
         let conflict = |code| answer(409, Problem::new(code, "").to_json_bytes(), None);
         assert_eq!(conflict(Code::IdempotencyConflict), again);
         assert_eq!(conflict(Code::Conflict), Next::Done);
+    }
+
+    #[test]
+    fn what_was_refused_whenever_it_was_tried_is_not_of_unknown_fate() {
+        let acted = |status, body: Vec<u8>| {
+            may_have_acted(&Ok(Answer {
+                status,
+                headers: HeaderMap::new(),
+                body: body.into(),
+                latency: Duration::ZERO,
+            }))
+        };
+        let problem = |code| Problem::new(code, "").to_json_bytes();
+        assert!(!acted(429, problem(Code::ActiveJobsExceeded)));
+        assert!(acted(409, problem(Code::IdempotencyConflict)));
+        assert!(acted(503, Vec::new()));
+        assert!(may_have_acted(&Err(NoAnswer::Unknown(String::new()))));
+        assert!(!may_have_acted(&Err(NoAnswer::Unsent(String::new()))));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    audit::{self, Verdict},
-    exit::{BadUsage, Exit},
+    audit::{self, Share, Verdict},
+    exit::{BadUsage, EXIT_CODES, Exit},
     faults::{FaultPlan, FaultReport},
     load::{Load, LoadReport, WhenFull},
     log::Actor,
@@ -42,6 +42,7 @@ const SHOW_PATIENCE: Duration = Duration::from_secs(20);
 /// Drives jobs through a live system and shows everything: the answers to bad input, the stages,
 /// one job with its proof and its webhook, usage and invoice, and the audit's verdict.
 #[derive(Args, Debug)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct DemoOptions {
     #[command(flatten)]
     target: TargetOptions,
@@ -103,11 +104,10 @@ pub(crate) async fn run(options: &DemoOptions) -> anyhow::Result<Exit> {
         .load(load_of(&scenario), submissions, plan, &progress)
         .await?;
     drop(progress);
-    anyhow::ensure!(
-        load.refused == 0,
-        "{} jobs of the load were refused",
-        load.refused
-    );
+    if !all_accepted(options.jobs, &load) {
+        line(format_args!("{}", load.describe_not_accepted()));
+        return Ok(Exit::NotAccepted);
+    }
     let patience = scenario.drain
         + JOB_PATIENCE * u32::try_from(options.jobs).unwrap_or(u32::MAX)
         + FAULT_PATIENCE * u32::try_from(faults.len()).unwrap_or(u32::MAX);
@@ -128,7 +128,11 @@ pub(crate) async fn run(options: &DemoOptions) -> anyhow::Result<Exit> {
             Some(shown)
         }
     };
-    let audit = audit::audit(&target, 0).await?;
+    // Whoever runs the demo is alone on its registry, but for the job of the other tenant.
+    let share = Share::Whole {
+        others: vec![other],
+    };
+    let audit = audit::audit(&target, &share).await?;
     let bill = show::bill(&target, Instant::now() + SHOW_PATIENCE).await?;
     audit::show(&audit);
     let webhooks_refused_once = session.receiver.refused();
@@ -215,6 +219,11 @@ fn load_of(scenario: &Scenario) -> Load {
     }
 }
 
+/// The demo shows what becomes of jobs, so each of its own has to be one.
+fn all_accepted(jobs: u64, load: &LoadReport) -> bool {
+    load.accepted == jobs && load.not_accepted() == 0
+}
+
 fn verdict(report: &DemoReport) -> Exit {
     let wrong: Vec<_> = report
         .refusals
@@ -222,19 +231,25 @@ fn verdict(report: &DemoReport) -> Exit {
         .filter(|row| !row.ok)
         .map(|row| row.case)
         .collect();
-    let proven = report
-        .shown_job
-        .as_ref()
-        .is_none_or(|shown| shown.proof_verified);
     if !wrong.is_empty() {
         line(format_args!(
             "wrong answers to bad input: {}",
             wrong.join(", ")
         ));
-        Exit::Error
-    } else if !report.audit.clean || !proven {
+        return Exit::Error;
+    }
+    let proven = report.shown_job.as_ref().map(|shown| shown.proof_verified);
+    if proven.is_none() {
+        line(format_args!("no job was told to be confirmed"));
+    }
+    outcome(report.audit.clean, proven, report.load.generator.valid)
+}
+
+/// `proven` is whether the registry accepts the proof of the job that is shown, if there is one.
+fn outcome(clean: bool, proven: Option<bool>, valid: bool) -> Exit {
+    if !clean || proven != Some(true) {
         Exit::Findings
-    } else if !report.load.generator.valid {
+    } else if !valid {
         Exit::GeneratorTooSlow
     } else {
         Exit::Clean
@@ -244,6 +259,37 @@ fn verdict(report: &DemoReport) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{faults::FAULT_TIMEOUT, schedule::Generator};
+
+    #[test]
+    fn a_demo_whose_jobs_were_not_all_accepted_fails() {
+        let load = |accepted, refused, unknown| LoadReport {
+            accepted,
+            refused,
+            unknown,
+            generator: Generator::default().report(Duration::ZERO),
+        };
+        assert!(all_accepted(40, &load(40, 0, 0)));
+        for lost in [load(9, 0, 31), load(39, 1, 0), load(0, 0, 0)] {
+            assert!(!all_accepted(40, &lost), "{lost:?}");
+        }
+    }
+
+    #[test]
+    fn a_demo_that_shows_no_proven_job_is_not_clean() {
+        assert_eq!(outcome(true, Some(true), true), Exit::Clean);
+        for proven in [None, Some(false)] {
+            assert_eq!(outcome(true, proven, true), Exit::Findings);
+        }
+        assert_eq!(outcome(false, Some(true), true), Exit::Findings);
+        assert_eq!(outcome(true, Some(true), false), Exit::GeneratorTooSlow);
+    }
+
+    #[test]
+    fn a_submission_is_tried_for_longer_than_any_fault_may_take() {
+        let scenario = Scenario::parse(SCENARIO).unwrap();
+        assert!(scenario.patience > FAULT_TIMEOUT);
+    }
 
     #[test]
     fn the_default_rate_leaves_time_for_the_faults() {

@@ -4,7 +4,14 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-/// What a run came to. The numbers are the exit codes that `--help` lists.
+/// What every `--help` says of them.
+pub(crate) const EXIT_CODES: &str = "Exit codes: 0 clean; 1 unexpected error, or jobs stuck \
+(named); 2 a stage missed the scenario's limit, or no job reached it; 3 the audit found something \
+(named by id), or no proof was shown; 4 the generator was the bottleneck, so the run is invalid; \
+5 jobs were refused, of unknown fate when patience ended, or never sent; 64 bad usage or scenario; \
+69 gateway or chain unreachable; 130 stopped by Ctrl-C.";
+
+/// What a run came to. The numbers are the exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Everything adds up.
@@ -17,6 +24,8 @@ pub(crate) enum Exit {
     Findings = 3,
     /// The generator itself was too slow, so the run says nothing about the target.
     GeneratorTooSlow = 4,
+    /// Jobs were refused, of unknown fate when patience ended, or never sent.
+    NotAccepted = 5,
     /// The command line or the scenario is wrong.
     Usage = 64,
     /// The gateway or the chain cannot be reached.

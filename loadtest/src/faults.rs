@@ -17,7 +17,7 @@ use crate::{exit::BadUsage, report::Progress};
 /// Most faults of one run.
 const FAULTS_MAX: usize = 64;
 /// Longest a fault may take to have its process up again.
-const FAULT_TIMEOUT: Duration = Duration::from_mins(2);
+pub(crate) const FAULT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The faults of a run, and after how many started jobs each is due.
 #[derive(Clone, Debug)]

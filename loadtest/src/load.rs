@@ -55,6 +55,26 @@ pub(crate) struct LoadReport {
     pub(crate) generator: GeneratorReport,
 }
 
+impl LoadReport {
+    /// How many arrivals came to no accepted job.
+    pub(crate) fn not_accepted(&self) -> u64 {
+        self.refused + self.unknown + self.generator.skipped
+    }
+
+    /// … and how, in words.
+    pub(crate) fn describe_not_accepted(&self) -> String {
+        format!(
+            "{} of {} jobs were not accepted: {} refused, {} of unknown fate when patience \
+             ended, {} never sent because too many were in flight",
+            self.not_accepted(),
+            self.accepted + self.not_accepted(),
+            self.refused,
+            self.unknown,
+            self.generator.skipped,
+        )
+    }
+}
+
 /// Submits. `started` is told how many submissions have been started.
 pub(crate) async fn submit_all(
     load: Load,

@@ -42,7 +42,7 @@ pub(crate) enum Route {
     UpdateEndpoint,
     /// `GET /v1/webhooks/deliveries`
     Deliveries,
-    /// `GET /v1/usage`, `/v1/usage/events`, `/v1/invoices/preview`
+    /// `GET /v1/usage`, `/v1/usage/events`, `/v1/invoices/preview`, `/v1/prices`
     Billing,
     /// `GET /v1/health`
     Health,
@@ -127,6 +127,8 @@ pub(crate) struct Answered {
     /// The problem's code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) code: Option<Code>,
+    /// Whether the answer tells of rate limits: the gateway then counted the request.
+    pub(crate) counted: bool,
     /// The answer's `X-Request-ID`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) request_id: Option<RequestId>,
@@ -305,6 +307,7 @@ mod tests {
             latency_ms: 1.5,
             status: Some(202),
             code: None,
+            counted: true,
             request_id: None,
             job_id: Some(JobId::generate(clock::now())),
             endpoint_id: None,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::exit::Exit;
+use crate::exit::{EXIT_CODES, Exit};
 
 mod audit;
 mod chain;
@@ -48,11 +48,6 @@ enum Action {
     Token(issuer::TokenOptions),
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 clean; 1 unexpected error, or jobs stuck (named); \
-2 a stage missed the scenario's limit; 3 the audit found something (named by id); 4 the generator \
-was the bottleneck, so the run is invalid; 64 bad usage or scenario; 69 gateway or chain \
-unreachable; 130 stopped by Ctrl-C.";
-
 #[tokio::main]
 async fn main() -> ExitCode {
     let command = Command::try_parse().unwrap_or_else(|error| {
@@ -88,5 +83,23 @@ async fn act(action: Action) -> anyhow::Result<Exit> {
         Action::Audit(options) => audit::run(&options).await,
         Action::Issuer(options) => issuer::make(&options).map(|()| Exit::Clean),
         Action::Token(options) => issuer::print_token(&options).map(|()| Exit::Clean),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_audits_help_says_what_is_checked_what_is_billed_and_the_exit_codes() {
+        let mut command = Command::command();
+        command.clone().debug_assert();
+        let audit = command.find_subcommand_mut("audit").expect("there is one");
+        let help = audit.render_long_help().to_string();
+        for told in ["compute_ms", "/v1/prices", "replay", "403", "Exit codes: 0"] {
+            assert!(help.contains(told), "{told} is not in:\n{help}");
+        }
     }
 }

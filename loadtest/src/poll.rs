@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use contracts::api::{Page, jobs::JobView, usage::UsageEvent};
+use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -71,12 +72,18 @@ pub(crate) async fn list(api: Api, credential: Credential, tracker: Arc<Tracker>
     }
 }
 
-/// Sees billable facts arrive.
-pub(crate) async fn usage(api: Api, credential: Credential, tracker: Arc<Tracker>) {
+/// Sees billable facts arrive that happened from `since` on, whichever month that is.
+pub(crate) async fn usage(
+    api: Api,
+    credential: Credential,
+    since: Timestamp,
+    tracker: Arc<Tracker>,
+) {
+    let path = usage_path("/v1/usage/events", since, None);
     loop {
         let began = Instant::now();
         if tracker.awaits_billing() {
-            let call = Call::get(Route::Billing, "/v1/usage/events", Some(&credential));
+            let call = Call::get(Route::Billing, &path, Some(&credential));
             if let Ok(answer) = api.call(call).await {
                 let at = Instant::now();
                 for event in usage_events(&answer.body).unwrap_or_default() {
@@ -102,6 +109,16 @@ pub(crate) fn paged(path: &str, cursor: Option<&str>) -> String {
     }
     let separator = if path.contains('?') { '&' } else { '?' };
     format!("{path}{separator}{}", query.finish())
+}
+
+/// The path of usage from a time on, up to another or the present.
+pub(crate) fn usage_path(path: &str, from: Timestamp, to: Option<Timestamp>) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("from", &from.to_string());
+    if let Some(to) = to {
+        query.append_pair("to", &to.to_string());
+    }
+    format!("{path}?{}", query.finish())
 }
 
 /// The events that an NDJSON body holds.

@@ -142,16 +142,16 @@ pub(crate) fn stages(stages: &StageSummaries) {
 /// Prints what the generator did to the schedule.
 pub(crate) fn generator(report: &GeneratorReport) {
     line(format_args!(
-        "generator: lag p50 {:.1} ms, max {:.1} ms, {} late starts, {} skipped: run {}",
+        "generator: lag p50 {:.1} ms, max {:.1} ms, {} late starts: run {}; {} skipped",
         report.lag.p50_ms,
         report.lag.max_ms,
         report.late_starts,
-        report.skipped,
         if report.valid {
             "valid"
         } else {
             "INVALID, the generator was the bottleneck"
         },
+        report.skipped,
     ));
 }
 

@@ -30,6 +30,10 @@ const CREDENTIAL_MAX_BYTES: usize = 4 * 1_024;
 /// The answer's header that names the request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The answer's header that tells how the tenant stands with its limits; on the answer to every
+/// request that the gateway counted.
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
 /// What a request is authorised with.
 #[derive(Clone)]
 pub(crate) struct Credential {
@@ -228,6 +232,11 @@ impl Answer {
     /// The request's id, as the gateway named it.
     pub(crate) fn request_id(&self) -> Option<RequestId> {
         self.header(REQUEST_ID.as_str())?.parse().ok()
+    }
+
+    /// Whether the gateway counted the request against the tenant's limits.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.headers.contains_key(RATE_LIMIT)
     }
 
     /// How long the target asks to wait.

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    exit::Exit,
+    exit::{EXIT_CODES, Exit},
     faults::FaultPlan,
     load::{Load, LoadReport, WhenFull},
     report::{self, Progress, line},
@@ -19,6 +19,7 @@ use crate::{
 /// Drives a TOML scenario at a constant rate against a live system and prints how long jobs took to
 /// each stage. `loadtest audit` with the same work folder then checks that everything adds up.
 #[derive(Args, Debug)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct RunOptions {
     /// The scenario; loadtest/scenarios has examples.
     #[arg(value_name = "SCENARIO.toml")]
@@ -92,18 +93,82 @@ pub(crate) async fn run(options: &RunOptions) -> anyhow::Result<Exit> {
 }
 
 fn verdict(report: &RunReport) -> Exit {
-    for miss in &report.slo_misses {
-        line(format_args!(
-            "too slow: {}: p95 {:.1} ms, allowed {:.1} ms",
-            miss.stage, miss.p95_ms, miss.allowed_ms
-        ));
+    for Miss {
+        stage,
+        p95_ms,
+        allowed_ms,
+    } in &report.slo_misses
+    {
+        match p95_ms {
+            Some(p95_ms) => line(format_args!(
+                "too slow: {stage}: p95 {p95_ms:.1} ms, allowed {allowed_ms:.1} ms"
+            )),
+            None => line(format_args!(
+                "no job was seen {stage}; allowed {allowed_ms:.1} ms"
+            )),
+        }
     }
-    // A slow generator says nothing about the target, so it comes before what it measured.
+    let too_few = report.load.not_accepted() > 0;
+    if too_few {
+        line(format_args!("{}", report.load.describe_not_accepted()));
+    }
+    // A slow generator says nothing about the target, so it comes before what it measured. What
+    // was not accepted is not among what was measured either.
     if !report.load.generator.valid {
         Exit::GeneratorTooSlow
+    } else if too_few {
+        Exit::NotAccepted
     } else if report.slo_misses.is_empty() {
         Exit::Clean
     } else {
         Exit::SloMissed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{schedule::Generator, stages::Stage};
+
+    fn report(refused: u64, unknown: u64, skipped: u64) -> RunReport {
+        let mut generator = Generator::default();
+        (0..skipped).for_each(|_| generator.skipped());
+        RunReport {
+            scenario: String::new(),
+            stages: StageSummaries::new(),
+            load: LoadReport {
+                accepted: 25,
+                refused,
+                unknown,
+                generator: generator.report(Duration::ZERO),
+            },
+            slo_misses: Vec::new(),
+            drained: true,
+        }
+    }
+
+    #[test]
+    fn a_run_whose_jobs_were_not_accepted_is_not_clean() {
+        assert_eq!(verdict(&report(0, 0, 0)), Exit::Clean);
+        for lost in [report(1, 0, 0), report(0, 175, 0), report(0, 0, 1)] {
+            assert_eq!(verdict(&lost), Exit::NotAccepted);
+        }
+    }
+
+    #[test]
+    fn what_comes_first_is_what_the_rest_stands_on() {
+        let mut slow = report(0, 0, 0);
+        slow.slo_misses.push(Miss {
+            stage: Stage::Billed,
+            p95_ms: None,
+            allowed_ms: 1.0,
+        });
+        assert_eq!(verdict(&slow), Exit::SloMissed);
+        slow.load.unknown = 3;
+        assert_eq!(verdict(&slow), Exit::NotAccepted);
+        slow.load.generator.valid = false;
+        assert_eq!(verdict(&slow), Exit::GeneratorTooSlow);
     }
 }

@@ -42,18 +42,18 @@ pub(crate) struct Scenario {
     pub(crate) drain: Duration,
     /// The jobs.
     pub(crate) mix: Vec<Work>,
-    /// Longest p95 per stage.
+    /// Longest p95 per stage; a stage that no job reached was not fast enough.
     #[serde(default, deserialize_with = "durations")]
     pub(crate) slo: BTreeMap<Stage, Duration>,
 }
 
-/// A stage that was slower than the scenario allows.
+/// A stage that was slower than the scenario allows, or that no job reached.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Miss {
     /// The stage.
     pub(crate) stage: Stage,
-    /// Its p95, in milliseconds.
-    pub(crate) p95_ms: f64,
+    /// Its p95, in milliseconds; none where no job reached it.
+    pub(crate) p95_ms: Option<f64>,
     /// What it may be.
     pub(crate) allowed_ms: f64,
 }
@@ -99,8 +99,9 @@ impl Scenario {
         let mut misses = Vec::new();
         for (stage, allowed) in &self.slo {
             let allowed_ms = allowed.as_secs_f64() * 1_000.0;
-            let p95_ms = stages.get(stage).map_or(0.0, |summary| summary.p95_ms);
-            if p95_ms > allowed_ms {
+            let reached = stages.get(stage).filter(|summary| summary.count > 0);
+            let p95_ms = reached.map(|summary| summary.p95_ms);
+            if p95_ms.is_none_or(|p95_ms| p95_ms > allowed_ms) {
                 misses.push(Miss {
                     stage: *stage,
                     p95_ms,
@@ -173,23 +174,26 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_stage_is_a_miss() {
+    fn a_slow_or_empty_stage_is_a_miss() {
         let scenario = Scenario::parse(STEADY).unwrap();
-        let summary = |p95_ms| Summary {
-            count: 1,
-            p50_ms: 1.0,
+        let summary = |count, p95_ms| Summary {
+            count,
+            p50_ms: p95_ms,
             p95_ms,
             max_ms: p95_ms,
         };
-        let stages = [
-            (Stage::Submitted, summary(250.0)),
-            (Stage::Sealed, summary(10_000.1)),
-        ];
+        let mut stages = Stage::ALL.map(|stage| (stage, summary(1, 250.0)));
+        assert_eq!(scenario.misses(&stages.into()), []);
+        stages[2].1 = summary(1, 10_000.1);
+        stages[4].1 = summary(0, 0.0);
         let misses = scenario.misses(&stages.into());
-        assert_eq!(misses.len(), 1);
-        assert_eq!(
-            (misses[0].stage, misses[0].allowed_ms),
-            (Stage::Sealed, 10_000.0)
-        );
+        let found: Vec<_> = misses
+            .iter()
+            .map(|miss| (miss.stage, miss.p95_ms))
+            .collect();
+        let expected = [(Stage::Sealed, Some(10_000.1)), (Stage::Delivered, None)];
+        assert_eq!(found, expected);
+        let none = scenario.misses(&StageSummaries::new());
+        assert_eq!(none.len(), Stage::ALL.len(), "nothing was measured");
     }
 }

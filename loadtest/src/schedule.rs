@@ -49,7 +49,8 @@ pub(crate) struct GeneratorReport {
     pub(crate) lag: Summary,
     /// Starts that came more than 50 ms late.
     pub(crate) late_starts: u64,
-    /// Arrivals that were never sent, because too many were in flight.
+    /// Arrivals that were never sent, because too many were in flight: the target's doing, and
+    /// counted as jobs that were not accepted.
     pub(crate) skipped: u64,
     /// Whether the generator kept up, so that the run says something about the target.
     pub(crate) valid: bool,

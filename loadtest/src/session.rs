@@ -18,6 +18,7 @@ use contracts::{
     },
     id::{EndpointId, JobId},
 };
+use jiff::SignedDuration;
 use reqwest::Method;
 use secrecy::SecretString;
 use tokio::{
@@ -30,6 +31,7 @@ use url::Url;
 use crate::{
     chain::Chain,
     client::Api,
+    clock,
     exit::{BadUsage, Unreachable},
     faults::{FaultPlan, FaultReport},
     load::{self, Load, LoadReport},
@@ -46,8 +48,11 @@ use crate::{
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
 /// How long the target may take to answer at all.
 const REACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How far the target's clock may be from ours.
+const CLOCKS_APART_MAX: SignedDuration = SignedDuration::from_hours(1);
 /// Where endpoints are registered.
 const ENDPOINTS: &str = "/v1/webhooks/endpoints";
+
 /// Where the system is.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct TargetOptions {
@@ -153,7 +158,8 @@ impl<'a> Session<'a> {
             credential.clone(),
             Arc::clone(&tracker),
         ));
-        watchers.spawn(poll::usage(api, credential, Arc::clone(&tracker)));
+        let since = clock::now() - CLOCKS_APART_MAX;
+        watchers.spawn(poll::usage(api, credential, since, Arc::clone(&tracker)));
         Ok(Self {
             target,
             receiver,

@@ -9,7 +9,11 @@ use contracts::{
 };
 use jiff::Timestamp;
 use ops::{
-    admin::Readiness, clock::Clock, config::HttpOptions, postgres::Pool, process::Process,
+    admin::Readiness,
+    clock::Clock,
+    config::HttpOptions,
+    postgres::{Pool, explain, is_outage},
+    process::Process,
     telemetry,
 };
 use tracing::error;
@@ -27,6 +31,9 @@ mod usage;
 
 /// Before this nobody used anything, and far before it no database has a date.
 const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
+
+/// Seconds after which a caller may try again when the database is briefly not there.
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// What handlers need.
 #[derive(Clone, Debug)]
@@ -120,9 +127,10 @@ fn invalid(parameter: &str, code: &str, rule: &str) -> Problem {
     reason = "used as a function in map_err"
 )]
 fn failed(cause: anyhow::Error) -> Problem {
-    error!(error = format!("{cause:#}"), "cannot answer");
-    if cause.is::<deadpool_postgres::PoolError>() {
-        return Problem::new(Code::ServiceUnavailable, "The database does not answer.");
+    error!(error = explain(&cause), "cannot answer");
+    if is_outage(cause.as_ref()) {
+        return Problem::new(Code::ServiceUnavailable, "Try again shortly.")
+            .with_retry_after(RETRY_AFTER_SECONDS);
     }
     Problem::internal()
 }

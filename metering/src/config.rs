@@ -1,8 +1,11 @@
 //! The command line and environment of each subcommand; `--help` is the reference.
 
 use clap::{Args, Parser, Subcommand};
-use ops::config::{
-    CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions, ProcessOptions,
+use ops::{
+    config::{
+        CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions, ProcessOptions,
+    },
+    inbox::letters::DeadLetters,
 };
 
 /// Counts what tenants use, exactly once, and says what it costs.
@@ -23,6 +26,9 @@ pub enum Command {
     Api(HttpOptions),
     /// Create or update the database schema.
     Migrate(CommandOptions),
+    /// Show the Kafka records that could not be taken in, or hand them in again.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Check the configuration and reach for what it names.
     Check(CheckOptions),
 }
@@ -61,6 +67,7 @@ impl Command {
             Self::Ingest(options) => &options.process.log,
             Self::Api(options) => &options.process.log,
             Self::Migrate(options) => &options.log,
+            Self::DeadLetters(letters) => letters.log(),
             Self::Check(options) => &options.command.log,
         }
     }

@@ -7,10 +7,11 @@ use ops::{
     admin::{Flag, Readiness},
     clock::Clock,
     config::KafkaOptions,
-    inbox::{Consumer, Event, Handler, Poison},
+    inbox::{Consumer, Event, Handler, Handling, Poison},
     kafka::Topics,
     lifecycle::Lifecycle,
     postgres::Pool,
+    retention,
 };
 
 use crate::{
@@ -28,30 +29,33 @@ pub const USAGE: &str = "metering-usage";
 /// The inbox of `jobs.events.v1`.
 pub const JOBS: &str = "metering-jobs";
 
-/// An inbox of this service: its name, its topic, and how a record becomes facts.
-struct Source {
-    consumer: &'static str,
-    topics: &'static [&'static str],
-    read: fn(&Event) -> Result<Vec<Fact>, Poison>,
-}
-
-const SOURCES: [Source; 2] = [
-    Source {
-        consumer: USAGE,
-        topics: &[USAGE_RECORDED],
-        read: event::of_usage,
-    },
-    Source {
-        consumer: JOBS,
-        topics: &[JOBS_EVENTS],
-        read: event::of_job,
-    },
-];
-
 /// Records the facts of an inbox.
-struct Intake {
+pub struct Intake {
     read: fn(&Event) -> Result<Vec<Fact>, Poison>,
     clock: Clock,
+}
+
+/// Both inboxes: their names, their topics, and how a record becomes facts.
+#[must_use]
+pub fn handlings(clock: &Clock) -> [Handling<Intake>; 2] {
+    [
+        Handling {
+            name: USAGE,
+            topics: &[USAGE_RECORDED],
+            handler: Intake {
+                read: event::of_usage,
+                clock: clock.clone(),
+            },
+        },
+        Handling {
+            name: JOBS,
+            topics: &[JOBS_EVENTS],
+            handler: Intake {
+                read: event::of_job,
+                clock: clock.clone(),
+            },
+        },
+    ]
 }
 
 /// Starts both inboxes and what follows their progress; returns when the process is ready.
@@ -66,31 +70,28 @@ pub fn start(
 ) -> anyhow::Result<Readiness> {
     let topics = Topics::new(kafka)?;
     let mut readiness = Readiness::default().with_database(pool.clone());
-    for source in SOURCES {
-        let ready = Flag::default();
-        readiness = readiness.with_flag(source.consumer, ready.clone());
+    for handling in handlings(clock) {
+        let (name, topic, ready) = (handling.name, handling.topics[0], Flag::default());
+        readiness = readiness.with_flag(name, ready.clone());
         let consumer = Consumer {
             pool: pool.clone(),
             schema: SCHEMA,
-            name: source.consumer,
             kafka: kafka.clone(),
-            topics: source.topics,
-            handler: Intake {
-                read: source.read,
-                clock: clock.clone(),
-            },
+            handling,
             ready,
         };
-        lifecycle.spawn(source.consumer, consumer.run(lifecycle.stopping()));
+        lifecycle.spawn(name, consumer.run(lifecycle.stopping()));
         let follower = Follower {
             store: Store::new(pool.clone()),
             topics: topics.clone(),
-            consumer: source.consumer,
-            topic: source.topics[0],
+            consumer: name,
+            topic,
             clock: clock.clone(),
         };
         lifecycle.spawn("progress", follower.run(lifecycle.stopping()));
     }
+    let retention = retention::run(pool.clone(), SCHEMA, lifecycle.stopping());
+    lifecycle.spawn("retention", retention);
     Ok(readiness)
 }
 

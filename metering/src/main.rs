@@ -37,6 +37,11 @@ async fn run(command: Command, process: Process) -> anyhow::Result<ExitCode> {
             process.run_until_stopped(&options.process, readiness).await
         }
         Command::Migrate(options) => process::migrate(&options.database, SCHEMA, &schema()).await,
+        Command::DeadLetters(letters) => {
+            letters
+                .run(SCHEMA, &schema(), &ingest::handlings(&clock))
+                .await
+        }
         Command::Check(options) => check::run(&options).await,
     }
 }

@@ -63,7 +63,7 @@ impl Follower {
                 Ok(next) => goal = next,
                 Err(cause) => debug!(
                     consumer = self.consumer,
-                    error = format!("{cause:#}"),
+                    error = ops::postgres::explain(&cause),
                     "cannot tell the progress"
                 ),
             }

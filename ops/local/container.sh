@@ -9,6 +9,8 @@ readonly FROM_FILE=(ASSERTION_KEY JOBS_ASSERTION_KEY RELAYER_ASSERTION_KEY METER
   WEBHOOKS_ASSERTION_KEY WEBHOOKS_KEY REGISTRY_ADDRESS)
 # The first account of anvil's public development mnemonic: it is worth nothing anywhere else.
 readonly ANVIL_GAS_KEY=0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80
+# The second one: who may pause the registry and change its signers does not lie beside the relayer.
+readonly ANVIL_ADMIN=0x70997970C51812dc3A010C7d01b50e0d17dc79C8
 
 random_key() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 
@@ -42,7 +44,7 @@ setup() {
   make_secrets
   for binary in gateway jobs relayer metering webhooks; do "$binary" migrate; done
   if [[ ! -s $STATE/registry ]]; then
-    address=$(relayer deploy --threshold 2)
+    address=$(relayer deploy --threshold 2 --admin "$ANVIL_ADMIN")
     printf '%s\n' "$address" >"$STATE/registry"
   fi
 }

@@ -48,20 +48,38 @@ put_back() {
   sql "drop table doctored.$1" >&2
 }
 
+# What the audit has to find about the job whose row is gone.
+finding_of() {
+  case $1 in
+    usage) echo usage_missing ;;
+    delivery) echo delivery_missing ;;
+    confirmation) echo proof_missing ;;
+  esac
+}
+
+# has_finding KIND JOB FILE: whether the audit's JSON has a finding of that kind about the job.
+has_finding() {
+  local text pattern="\"kind\": \"$1\",[^{}]*\"job_id\": \"$2\""
+  text=$(<"$3")
+  [[ $text =~ $pattern ]]
+}
+
 # doctor AUDIT…: the audit must find each loss by name, and nothing once all is put back.
 doctor() {
-  local kind job status log="$STATE/work/doctored.log"
+  local kind job status found log="$STATE/work/doctored.log" json="$STATE/work/doctored.json"
   for kind in "${DOCTORED[@]}"; do
     job=$(take "$kind")
     [[ -n $job && $job != *$'\n'* ]] || die 1 "there is not exactly one $kind to take away"
+    found=$(finding_of "$kind")
     status=0
-    await "$@" >"$log" 2>&1 || status=$?
+    rm -f "$json"
+    await "$@" --json "$json" >"$log" 2>&1 || status=$?
     put_back "$kind"
-    if ((status != EX_FINDINGS)) || ! grep -q -- "$job" "$log"; then
+    if ((status != EX_FINDINGS)) || ! has_finding "$found" "$job" "$json"; then
       cat "$log" >&2
-      die 1 "without one $kind of $job the audit exits $status, not $EX_FINDINGS naming the job"
+      die 1 "without one $kind of $job the audit exits $status, not $EX_FINDINGS with $found of it"
     fi
-    say "without one $kind: the audit exits $status and names $job"
+    say "without one $kind: the audit exits $status and names $job: $found"
   done
   status=0
   await "$@" >"$log" 2>&1 || status=$?

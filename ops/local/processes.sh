@@ -7,6 +7,8 @@
 readonly READY_SECONDS=60
 # The first account of anvil's public development mnemonic: it is worth nothing anywhere else.
 readonly ANVIL_GAS_KEY=0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80
+# The second one: who may pause the registry and change its signers does not lie beside the relayer.
+readonly ANVIL_ADMIN=0x70997970C51812dc3A010C7d01b50e0d17dc79C8
 readonly ATTESTERS=3
 
 declare -A VALUES=()
@@ -152,7 +154,7 @@ migrate_all() {
 
 deploy_registry() {
   local address
-  address=$(process_call relayer deploy --threshold 2)
+  address=$(process_call relayer deploy --threshold 2 --admin "$ANVIL_ADMIN")
   [[ $address =~ ^0x[0-9a-fA-F]{40}$ ]] || die 1 "relayer deploy printed no address: $address"
   VALUES[registry_address]=$address
   say "registry: $address"

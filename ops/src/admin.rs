@@ -17,6 +17,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::postgres::explain;
+
 /// How long one readiness check may take.
 const CHECK_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -80,7 +82,7 @@ impl Readiness {
         for (name, check) in &self.checks {
             match tokio::time::timeout(CHECK_DEADLINE, check()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(cause)) => failures.push(format!("{name}: {cause:#}")),
+                Ok(Err(cause)) => failures.push(format!("{name}: {}", explain(&cause))),
                 Err(_) => failures.push(format!("{name}: no answer in {CHECK_DEADLINE:?}")),
             }
         }

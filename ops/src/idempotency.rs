@@ -1,5 +1,6 @@
 //! Idempotency record: `(tenant, key) → request hash, answer, expiry`, written in the transaction
-//! that does the thing, so that either both happened or neither did.
+//! that does the thing, so that either both happened or neither did. [`crate::retention`] deletes
+//! the expired ones.
 
 use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
@@ -69,23 +70,4 @@ pub async fn claim(
     } else {
         Ok(Claim::Mismatch)
     }
-}
-
-/// Deletes at most `limit` records that expired; returns how many.
-///
-/// # Errors
-/// When Postgres fails.
-pub async fn sweep(
-    client: &impl GenericClient,
-    schema: &str,
-    limit: i64,
-) -> Result<u64, tokio_postgres::Error> {
-    let sql = format!(
-        "-- ops.idempotency_sweep\n\
-         DELETE FROM {schema}.idempotency_keys WHERE (tenant_id, key) IN (\n    \
-         SELECT tenant_id, key FROM {schema}.idempotency_keys\n    \
-         WHERE expires_at <= clock_timestamp() ORDER BY expires_at LIMIT $1\n    \
-         FOR UPDATE SKIP LOCKED)"
-    );
-    client.execute(&sql, &[&limit]).await
 }

@@ -1,6 +1,6 @@
-//! Kafka as everyone here uses it: bounded, acknowledged by all, ordered without gaps.
+//! Kafka as everyone here uses it: bounded, acknowledged by all, in the order sent.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use rdkafka::{
@@ -23,8 +23,14 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Bounds on what a producer holds before it refuses more.
 const PRODUCER_QUEUE_RECORDS: &str = "20000";
 const PRODUCER_QUEUE_KBYTES: &str = "65536";
-/// Largest record, in bytes; the broker's default.
+/// Largest record, in bytes: key, headers and value.
 pub const MAX_RECORD_BYTES: usize = 1_000_000;
+/// What the producer lets pass, with a record's framing: the broker's default `message.max.bytes`
+/// is a little above this, and a deployment's must not be below.
+const MAX_MESSAGE_BYTES: &str = "1048576";
+/// How long a topic that we create keeps its records: 14 days, the longest outage of a consumer
+/// that loses nothing.
+const RETENTION_MS: &str = "1209600000";
 
 /// Asks the brokers about topics. Clones share the connection.
 #[derive(Clone)]
@@ -44,6 +50,7 @@ pub async fn ensure_topics(options: &KafkaOptions, topics: &[&str]) -> anyhow::R
         .iter()
         // -1: the broker's own default replication factor.
         .map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(-1)))
+        .map(|topic| topic.set("retention.ms", RETENTION_MS))
         .collect();
     let limits = AdminOptions::new().operation_timeout(Some(REQUEST_DEADLINE));
     let outcomes = admin
@@ -59,8 +66,10 @@ pub async fn ensure_topics(options: &KafkaOptions, topics: &[&str]) -> anyhow::R
     Ok(())
 }
 
-/// A producer whose records arrive in the order sent, each once, or not at all from the first
-/// failure on (`enable.gapless.guarantee`): after a fatal error it must be made anew.
+/// A producer that keeps the order in which records were sent and repeats none by itself
+/// (`enable.idempotence`). Where one fails that others follow, it refuses all others from then on
+/// and must be made anew (`enable.gapless.guarantee`, which librdkafka calls experimental). That
+/// does not cover a record that timed out: later ones may stand before its next telling.
 ///
 /// # Errors
 /// When the configuration is refused.
@@ -72,6 +81,7 @@ pub fn producer(options: &KafkaOptions) -> Result<FutureProducer, BadConfig> {
         .set("linger.ms", "5")
         .set("compression.type", "none")
         .set("message.timeout.ms", "30000")
+        .set("message.max.bytes", MAX_MESSAGE_BYTES)
         .set("queue.buffering.max.messages", PRODUCER_QUEUE_RECORDS)
         .set("queue.buffering.max.kbytes", PRODUCER_QUEUE_KBYTES)
         .create()
@@ -122,14 +132,26 @@ impl Topics {
     /// # Errors
     /// When the brokers do not answer, or do not know the topic yet.
     pub async fn ends(&self, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
-        let ends = |client: &BaseConsumer, name: &str| -> anyhow::Result<BTreeMap<i32, i64>> {
-            let end = |partition| {
-                let (_, end) = client.fetch_watermarks(name, partition, REQUEST_DEADLINE)?;
-                anyhow::Ok((partition, end))
+        let bounds = self.bounds(topic).await?.into_iter();
+        Ok(bounds
+            .map(|(partition, bounds)| (partition, bounds.end))
+            .collect())
+    }
+
+    /// The offsets that each partition of `topic` holds: from the oldest record that is kept to
+    /// before the next one.
+    ///
+    /// # Errors
+    /// When the brokers do not answer, or do not know the topic yet.
+    pub async fn bounds(&self, topic: &str) -> anyhow::Result<BTreeMap<i32, Range<i64>>> {
+        let all = |client: &BaseConsumer, name: &str| -> anyhow::Result<BTreeMap<_, _>> {
+            let bounds = |partition| {
+                let (start, end) = client.fetch_watermarks(name, partition, REQUEST_DEADLINE)?;
+                anyhow::Ok((partition, start..end))
             };
-            partitions(client, name)?.into_iter().map(end).collect()
+            partitions(client, name)?.into_iter().map(bounds).collect()
         };
-        self.ask(topic, ends).await
+        self.ask(topic, all).await
     }
 
     /// Asks on a thread where the client may block.

@@ -7,13 +7,15 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use deadpool_postgres::GenericClient;
+use tokio::time::{timeout, timeout_at};
 use tokio_postgres::types::{FromSqlOwned, ToSql};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use crate::postgres::Pool;
+use crate::postgres::{self, Pool, explain};
 
 /// How often a standby looks whether a named lease has become free.
 const STANDBY_POLL: Duration = Duration::from_millis(500);
@@ -209,8 +211,9 @@ impl LeaseTable {
 
 /// Runs `work` whenever this process holds the named lease, as the only one anywhere. `work` gets
 /// the lease and a token that is cancelled when it is lost or the process stops; it must return
-/// soon after, and its writes must [`LeaseTable::guard`]. When `work` fails, the lease is given up
-/// and taken again after the standby poll.
+/// soon after, and its writes must [`LeaseTable::guard`]. What has not returned a further `ttl`
+/// later is dropped where it stands, as by a crash: it may hang on something that never answers.
+/// When `work` fails, the lease is given up and taken again after the standby poll.
 ///
 /// # Errors
 /// Never by itself: outages of Postgres are waited out.
@@ -235,23 +238,23 @@ where
                 let holding = lease.clone();
                 let (outcome, ()) = tokio::join!(
                     async {
-                        let outcome = work(lease.clone(), over.clone()).await;
+                        let outcome = tokio::select! {
+                            outcome = work(lease.clone(), over.clone()) => outcome,
+                            () = overdue(&over, ttl) => Err(anyhow!("it did not end in time")),
+                        };
                         over.cancel();
                         outcome
                     },
                     keep(pool, table, holding, ttl, &over),
                 );
                 if let Err(cause) = outcome {
-                    warn!(
-                        lease = name,
-                        error = format!("{cause:#}"),
-                        "work under lease failed"
-                    );
+                    let error = explain(&cause);
+                    warn!(lease = name, error, "work under lease failed");
                 }
-                give_back(pool, table, &lease).await;
+                give_back(pool, table, &lease, ttl).await;
             }
             Ok(None) => {}
-            Err(cause) => warn!(lease = name, error = format!("{cause:#}"), "cannot claim"),
+            Err(cause) => warn!(lease = name, error = explain(&cause), "cannot claim"),
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -269,10 +272,19 @@ async fn take(
     ttl: Duration,
 ) -> anyhow::Result<Option<Lease<String>>> {
     let client = pool.get().await?;
-    Ok(table.claim_named(&client, name, owner, ttl).await?)
+    let claim = async { Ok(table.claim_named(&client, name, owner, ttl).await?) };
+    let outcome = timeout(ttl, claim).await;
+    postgres::settle(client, outcome)
 }
 
-/// Renews the lease every third of its time until `over`; cancels `over` when it is lost.
+/// Waits until the work has had a grace period since it was over.
+async fn overdue(over: &CancellationToken, grace: Duration) {
+    over.cancelled().await;
+    tokio::time::sleep(grace).await;
+}
+
+/// Renews the lease every third of its time until `over`, sooner after a failure; cancels `over`
+/// when it is lost.
 async fn keep(
     pool: &Pool,
     table: &LeaseTable,
@@ -280,28 +292,20 @@ async fn keep(
     ttl: Duration,
     over: &CancellationToken,
 ) {
+    let mut pause = ttl / 3;
     loop {
         tokio::select! {
             () = over.cancelled() => return,
-            () = tokio::time::sleep(ttl / 3) => {}
+            () = tokio::time::sleep(pause) => {}
         }
-        let deadline = lease.until;
-        let renewed = tokio::time::timeout_at(deadline.into(), async {
-            let client = pool.get().await?;
-            table.renew(&client, &mut lease, ttl).await?;
-            anyhow::Ok(())
-        })
-        .await;
-        match renewed {
-            Ok(Ok(())) => {}
-            Ok(Err(cause)) if !is_fenced(&cause) && Instant::now() < deadline => {
-                debug!(
-                    lease = lease.id,
-                    error = format!("{cause:#}"),
-                    "renewal failed, once more"
-                );
+        match renew_soon(pool, table, &mut lease, ttl).await {
+            Ok(()) => pause = ttl / 3,
+            Err(cause) if !is_fenced(&cause) && Instant::now() < lease.until => {
+                let error = explain(&cause);
+                debug!(lease = lease.id, error, "renewal failed, once more");
+                pause = ttl / 12;
             }
-            _ => {
+            Err(_) => {
                 warn!(
                     lease = lease.id,
                     lease.epoch = lease.epoch,
@@ -313,13 +317,30 @@ async fn keep(
     }
 }
 
+/// Renews the lease, with time left to try once more on another connection.
+async fn renew_soon(
+    pool: &Pool,
+    table: &LeaseTable,
+    lease: &mut Lease<String>,
+    ttl: Duration,
+) -> anyhow::Result<()> {
+    let soon = lease.until.min(Instant::now() + ttl / 3);
+    let deadline = tokio::time::Instant::from_std(soon);
+    let client = timeout_at(deadline, pool.get()).await??;
+    let renew = async { Ok(table.renew(&client, lease, ttl).await?) };
+    let outcome = timeout_at(deadline, renew).await;
+    postgres::settle(client, outcome)
+}
+
 fn is_fenced(cause: &anyhow::Error) -> bool {
     matches!(cause.downcast_ref(), Some(LeaseError::Fenced))
 }
 
-async fn give_back(pool: &Pool, table: &LeaseTable, lease: &Lease<String>) {
+async fn give_back(pool: &Pool, table: &LeaseTable, lease: &Lease<String>, ttl: Duration) {
     // Merely a courtesy to the next owner: an unreleased lease expires by itself.
     if let Ok(client) = pool.get().await {
-        table.release(&client, lease).await.ok();
+        let release = async { Ok(table.release(&client, lease).await?) };
+        let outcome = timeout(ttl, release).await;
+        postgres::settle(client, outcome).ok();
     }
 }

@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod outbox;
 pub mod postgres;
 pub mod process;
+pub mod retention;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -16,6 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
+use crate::postgres::explain;
+
 /// Owns every task of a process and decides when it ends. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
@@ -108,7 +110,7 @@ impl StopOnDrop {
             self.lifecycle.failed.store(true, Ordering::SeqCst);
             error!(
                 component = self.name,
-                error = format!("{cause:#}"),
+                error = explain(&cause),
                 "component failed"
             );
         }

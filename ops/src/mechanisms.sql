@@ -46,9 +46,9 @@ CREATE TABLE {schema}.dead_letters (
     value         bytea,
     reason        text        NOT NULL,
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
-    replayed_at   timestamptz,
     UNIQUE (consumer, topic, partition, record_offset)
 );
+CREATE INDEX dead_letters_created_at ON {schema}.dead_letters (created_at);
 
 CREATE TABLE {schema}.leases (
     name             text PRIMARY KEY,

@@ -6,37 +6,39 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use deadpool_postgres::GenericClient;
-use futures::{StreamExt as _, stream::FuturesOrdered};
 use jiff::Timestamp;
 use rdkafka::{
+    error::KafkaError,
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
+use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
     config::KafkaOptions,
-    kafka,
+    kafka::{self, MAX_RECORD_BYTES},
     lease::{Lease, LeaseTable, while_leased},
-    postgres::Pool,
+    postgres::{self, Pool, explain},
 };
 
 /// How long a publisher may be silent before another takes over.
 const LEASE: Duration = Duration::from_secs(5);
-/// Rows sent and marked at a time.
+/// Rows sent and marked at a time, and the bytes at which a chunk is full: far less than what the
+/// producer holds, so that it takes a chunk whole.
 const CHUNK: i64 = 500;
+const CHUNK_BYTES: i64 = 8 * 1024 * 1024;
+/// Room for the headers that are the same for every record.
+const COMMON_HEADERS_BYTES: usize = 300;
+/// How long Postgres may take to read or mark a chunk before its connection is given up.
+const STEP_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between looks at an empty outbox.
 const IDLE_POLL: Duration = Duration::from_millis(50);
 /// Pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Published rows are kept this long for whoever asks what was said, then deleted in chunks.
-const KEEP_PUBLISHED: &str = "1 day";
-const PRUNE_EVERY: Duration = Duration::from_mins(1);
-const PRUNE_CHUNK: i64 = 5_000;
 
 /// A CloudEvent (1.0, binary mode) about to leave: `(source, id)` is its identity and must be
 /// deterministic from what happened.
@@ -77,27 +79,53 @@ struct Row {
     value: Vec<u8>,
 }
 
+/// Why an event was not appended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Kafka would refuse the record for ever, and with it all that stand behind it.
+    #[error(
+        "the event {id} has {bytes} bytes for Kafka, which takes at most {MAX_RECORD_BYTES} in one \
+         record"
+    )]
+    TooLarge {
+        /// `ce_id`.
+        id: String,
+        /// What the record would have.
+        bytes: usize,
+    },
+    /// Postgres failed.
+    #[error("Postgres failed")]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
 /// Appends an event in the caller's transaction.
 ///
 /// # Errors
-/// When Postgres fails.
+/// When the event is larger than [`MAX_RECORD_BYTES`], or Postgres fails.
 pub async fn append(
     transaction: &impl GenericClient,
     schema: &str,
     message: &Message,
-) -> Result<(), tokio_postgres::Error> {
+) -> Result<(), AppendError> {
     append_all(transaction, schema, std::slice::from_ref(message)).await
 }
 
 /// Appends events, in this order, in the caller's transaction: in one statement, however many.
 ///
 /// # Errors
-/// When Postgres fails.
+/// When an event is larger than [`MAX_RECORD_BYTES`], or Postgres fails.
 pub async fn append_all(
     transaction: &impl GenericClient,
     schema: &str,
     messages: &[Message],
-) -> Result<(), tokio_postgres::Error> {
+) -> Result<(), AppendError> {
+    for message in messages {
+        let bytes = message.bytes();
+        if bytes > MAX_RECORD_BYTES {
+            let id = message.id.clone();
+            return Err(AppendError::TooLarge { id, bytes });
+        }
+    }
     let sql = format!(
         "-- ops.outbox_append\n\
          INSERT INTO {schema}.outbox\n    \
@@ -127,6 +155,14 @@ pub async fn append_all(
 
 fn column<'a, T>(messages: &'a [Message], of: impl Fn(&'a Message) -> T) -> Vec<T> {
     messages.iter().map(of).collect()
+}
+
+impl Message {
+    /// What the record has in Kafka, at most: key, headers and value.
+    fn bytes(&self) -> usize {
+        let headers = self.source.len() + self.id.len() + self.kind.len() + COMMON_HEADERS_BYTES;
+        self.key.len() + headers + self.value.len()
+    }
 }
 
 impl Publisher {
@@ -163,25 +199,17 @@ impl Publisher {
         over: CancellationToken,
     ) -> anyhow::Result<()> {
         let mut producer = kafka::producer(&self.kafka)?;
-        let mut pruned = tokio::time::Instant::now();
         while !over.is_cancelled() {
             let pause = match self.publish_chunk(&lease, &producer).await {
                 Ok(0) => IDLE_POLL,
                 Ok(_) => Duration::ZERO,
                 Err(cause) => {
-                    warn!(
-                        schema = self.schema,
-                        error = format!("{cause:#}"),
-                        "cannot publish"
-                    );
+                    let error = explain(&cause);
+                    warn!(schema = self.schema, error, "cannot publish");
                     producer = kafka::producer(&self.kafka)?;
                     RETRY_PAUSE
                 }
             };
-            if pruned.elapsed() > PRUNE_EVERY {
-                self.prune().await?;
-                pruned = tokio::time::Instant::now();
-            }
             tokio::select! {
                 () = over.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -190,55 +218,42 @@ impl Publisher {
         Ok(())
     }
 
-    /// Sends the oldest unpublished rows and marks those that were acknowledged; returns how many.
-    /// A crash between the two sends them again, with the same identities.
+    /// Sends the oldest unpublished rows and marks those that were acknowledged, up to the first
+    /// that was not; returns how many. A crash between the two sends them again, with the same
+    /// identities.
     async fn publish_chunk(
         &self,
         lease: &Lease<String>,
         producer: &FutureProducer,
     ) -> anyhow::Result<usize> {
         let rows = self.unpublished().await?;
-        if rows.is_empty() {
-            return Ok(0);
+        let (published, failure) = send(producer, &rows).await;
+        if !published.is_empty() {
+            self.mark(lease, &published).await?;
+            metrics::counter!("outbox_published_total", "schema" => self.schema)
+                .increment(published.len() as u64);
         }
-        let mut acknowledgements = FuturesOrdered::new();
-        for row in &rows {
-            let record = FutureRecord::to(&row.topic)
-                .key(&row.key)
-                .payload(&row.value)
-                .headers(row.headers.clone());
-            let sent = producer.send_result(record).map_err(|(error, _)| error);
-            acknowledgements.push_back(async move { anyhow::Ok(sent?.await?) });
-        }
-        let mut published = Vec::with_capacity(rows.len());
-        let mut failure = None;
-        let mut ids = rows.iter().map(|row| row.id);
-        while let Some(outcome) = acknowledgements.next().await {
-            let id = ids.next().expect("one acknowledgement a row");
-            match outcome? {
-                Ok(_) if failure.is_none() => published.push(id),
-                Ok(_) => {}
-                Err((error, _)) => failure = failure.or(Some(error)),
-            }
-        }
-        self.mark(lease, &published).await?;
-        metrics::counter!("outbox_published_total", "schema" => self.schema)
-            .increment(published.len() as u64);
         match failure {
-            Some(error) => Err(error).context("Kafka did not acknowledge"),
+            Some(cause) => Err(cause),
             None => Ok(rows.len()),
         }
     }
 
     async fn unpublished(&self) -> anyhow::Result<Vec<Row>> {
+        // The first row comes whatever its size: `before` is what stands before a row.
         let sql = format!(
             "-- ops.outbox_unpublished\n\
              SELECT id, topic, key, ce_source, ce_id, ce_type, ce_time, traceparent, value\n\
-             FROM {}.outbox WHERE published_at IS NULL ORDER BY id LIMIT $1",
+             FROM (SELECT *, coalesce(sum(octet_length(key) + octet_length(value)) OVER (\n        \
+             ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before\n    \
+             FROM {}.outbox WHERE published_at IS NULL ORDER BY id LIMIT $1) AS oldest\n\
+             WHERE before < $2 ORDER BY id",
             self.schema
         );
         let client = self.pool.get().await?;
-        let rows = client.query(&sql, &[&CHUNK]).await?;
+        let read = async { Ok(client.query(&sql, &[&CHUNK, &CHUNK_BYTES]).await?) };
+        let outcome = timeout(STEP_DEADLINE, read).await;
+        let rows = postgres::settle(client, outcome)?;
         Ok(rows
             .iter()
             .map(|row| Row {
@@ -258,24 +273,56 @@ impl Publisher {
             self.schema
         );
         let mut client = self.pool.get().await?;
-        let transaction = client.transaction().await?;
-        self.leases.guard(&transaction, lease).await?;
-        transaction.execute(&sql, &[&published]).await?;
-        transaction.commit().await?;
-        Ok(())
+        let write = async {
+            let transaction = client.transaction().await?;
+            self.leases.guard(&transaction, lease).await?;
+            transaction.execute(&sql, &[&published]).await?;
+            Ok(transaction.commit().await?)
+        };
+        let outcome = timeout(STEP_DEADLINE, write).await;
+        postgres::settle(client, outcome)
     }
+}
 
-    async fn prune(&self) -> anyhow::Result<()> {
-        let sql = format!(
-            "-- ops.outbox_prune\n\
-             DELETE FROM {schema}.outbox WHERE id IN (SELECT id FROM {schema}.outbox\n    \
-             WHERE published_at < clock_timestamp() - interval '{KEEP_PUBLISHED}' LIMIT $1)",
-            schema = self.schema
-        );
-        let client = self.pool.get().await?;
-        client.execute(&sql, &[&PRUNE_CHUNK]).await?;
-        Ok(())
+/// Sends rows in this order up to the first that the producer refuses, and waits for what becomes
+/// of them. Returns the rows before the first that is not on its topic, and why that one is not.
+async fn send(producer: &FutureProducer, rows: &[Row]) -> (Vec<i64>, Option<anyhow::Error>) {
+    let mut sent = Vec::with_capacity(rows.len());
+    let mut failure = None;
+    for row in rows {
+        let record = FutureRecord::to(&row.topic)
+            .key(&row.key)
+            .payload(&row.value)
+            .headers(row.headers.clone());
+        match producer.send_result(record) {
+            Ok(acknowledgement) => sent.push((row, acknowledgement)),
+            Err((error, _)) => {
+                failure = Some(failed(row, error));
+                break;
+            }
+        }
     }
+    let mut published = Vec::with_capacity(sent.len());
+    let mut broken = None;
+    for (row, acknowledgement) in sent {
+        let error = match acknowledgement.await {
+            Ok(Ok(_)) if broken.is_none() => {
+                published.push(row.id);
+                continue;
+            }
+            Ok(Ok(_)) => continue,
+            Ok(Err((error, _))) => error,
+            // The producer ended before it said what became of the record.
+            Err(_) => KafkaError::Canceled,
+        };
+        broken.get_or_insert_with(|| failed(row, error));
+    }
+    (published, broken.or(failure))
+}
+
+fn failed(row: &Row, error: KafkaError) -> anyhow::Error {
+    let Row { id, topic, .. } = row;
+    anyhow::Error::from(error).context(format!("row {id} of the outbox is not on topic {topic}"))
 }
 
 fn cloud_event_headers(row: &tokio_postgres::Row) -> OwnedHeaders {

@@ -8,20 +8,30 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use backon::{ExponentialBuilder, Retryable};
-use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod, Runtime};
+use deadpool_postgres::{Manager, ManagerConfig, Object, RecyclingMethod, Runtime};
 use refinery::Runner;
 use secrecy::ExposeSecret;
-use tokio_postgres::{Config, NoTls, error::SqlState};
+use tokio::time::error::Elapsed;
+use tokio_postgres::{Config, NoTls};
 
 use crate::config::{BadConfig, DatabaseOptions};
 
 pub use deadpool_postgres::Pool;
+pub use errors::{explain, is_conflict, is_outage, sql_state};
 pub use refinery::Migration;
+
+mod errors;
 
 /// How long a caller waits for a free connection, or for a new one to open.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
 /// A statement that runs longer than this is ended by the server.
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(30);
+/// Packets that nobody acknowledges for this long break the connection.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// A connection that is silent this long is probed, so often, and then given up.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
 /// Deadlocks and serialization failures are tried again this often.
 const CONFLICT_RETRIES: usize = 5;
 
@@ -39,13 +49,17 @@ pub fn connect(options: &DatabaseOptions, application: &str) -> Result<Pool, Bad
     config
         .application_name(application)
         .connect_timeout(CONNECTION_DEADLINE)
-        .keepalives_idle(Duration::from_secs(30))
+        .tcp_user_timeout(UNACKNOWLEDGED)
+        .keepalives_idle(KEEPALIVE_IDLE)
+        .keepalives_interval(KEEPALIVE_EVERY)
+        .keepalives_retries(KEEPALIVE_PROBES)
         .options(format!(
             "-c statement_timeout={}",
             STATEMENT_DEADLINE.as_millis()
         ));
+    // A connection that hangs looks open, and would hang whoever got it next: each is asked first.
     let recycling = ManagerConfig {
-        recycling_method: RecyclingMethod::Fast,
+        recycling_method: RecyclingMethod::Verified,
     };
     let pool = Pool::builder(Manager::from_config(config, NoTls, recycling))
         .max_size(options.database_connections)
@@ -83,6 +97,21 @@ pub async fn ping(pool: &Pool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends what was done on `client` within a deadline. Where the deadline came first, the connection
+/// is closed rather than given back: what it still waits for would hold up whoever got it next.
+/// Only this helps against a server that hangs while its machine still acknowledges packets.
+///
+/// # Errors
+/// The work's own, or that it did not end in time.
+pub fn settle<T>(client: Object, outcome: Result<anyhow::Result<T>, Elapsed>) -> anyhow::Result<T> {
+    outcome.unwrap_or_else(|_| {
+        drop(Object::take(client));
+        Err(anyhow::anyhow!(
+            "Postgres did not answer in time: the connection is given up"
+        ))
+    })
+}
+
 /// The migrations that make the tables of outbox, inbox, lease and idempotency record in `schema`.
 #[must_use]
 pub fn mechanisms(schema: &'static str) -> Vec<Migration> {
@@ -106,6 +135,9 @@ pub fn migrations(schema: &'static str, own: &[(&str, &str)]) -> Vec<Migration> 
 /// When the database cannot be reached, or a migration that ran before has changed since.
 pub async fn migrate(pool: &Pool, schema: &str, all: &[Migration]) -> anyhow::Result<()> {
     let mut client = pool.get().await.context("connect to Postgres")?;
+    // A migration, and the wait for another process's, may take longer than a statement may.
+    let patience = "-- ops.migrate_patience\nSET statement_timeout = 0";
+    client.batch_execute(patience).await?;
     // Held by the session, not the transaction: refinery runs its own transactions inside.
     let turn = "-- ops.migrate_turn\nSELECT pg_advisory_lock(hashtextextended($1, 0))";
     client
@@ -118,7 +150,7 @@ pub async fn migrate(pool: &Pool, schema: &str, all: &[Migration]) -> anyhow::Re
         .await?;
     let outcome = runner(schema, all).run_async(&mut **client).await;
     // Closing the session gives the turn to the next one, whatever happened above.
-    drop(deadpool_postgres::Object::take(client));
+    drop(Object::take(client));
     outcome
         .map(|_| ())
         .with_context(|| format!("migrate schema {schema}"))
@@ -173,27 +205,6 @@ where
             tracing::debug!(transaction = name, %error, ?after, "conflict: trying again");
         })
         .await
-}
-
-/// Whether an error chain ends in a deadlock or serialization failure.
-#[must_use]
-pub fn is_conflict(error: &(dyn std::error::Error + 'static)) -> bool {
-    sql_state(error).is_some_and(|state| {
-        *state == SqlState::T_R_SERIALIZATION_FAILURE || *state == SqlState::T_R_DEADLOCK_DETECTED
-    })
-}
-
-/// The SQLSTATE in an error chain, if Postgres itself answered.
-#[must_use]
-pub fn sql_state<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a SqlState> {
-    let mut next = Some(error);
-    while let Some(current) = next {
-        if let Some(error) = current.downcast_ref::<tokio_postgres::Error>() {
-            return error.code();
-        }
-        next = current.source();
-    }
-    None
 }
 
 fn runner(schema: &str, all: &[Migration]) -> Runner {

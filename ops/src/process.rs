@@ -14,7 +14,7 @@ use crate::{
         BadConfig, DatabaseOptions, EXIT_CONFIG, EXIT_UNAVAILABLE, LogOptions, ProcessOptions,
     },
     lifecycle::Lifecycle,
-    postgres::{self, Migration},
+    postgres::{self, Migration, explain},
     telemetry::{self, Telemetry},
 };
 
@@ -55,7 +55,7 @@ where
 pub fn end(name: &str, outcome: anyhow::Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|cause| {
         // Nowhere is left to report that standard error is gone.
-        writeln!(std::io::stderr(), "{name}: {cause:#}").ok();
+        writeln!(std::io::stderr(), "{name}: {}", explain(&cause)).ok();
         ExitCode::from(if cause.is::<BadConfig>() {
             EXIT_CONFIG
         } else {

@@ -24,12 +24,15 @@ CREATE TABLE relayer.batches (
     jobs_root        bytea       NOT NULL CHECK (octet_length(jobs_root) = 32),
     commitment       bytea       NOT NULL CHECK (octet_length(commitment) = 32),
     state            text        NOT NULL
-        CHECK (state IN ('sealed', 'signed', 'broadcast', 'included', 'finalized')),
+        CHECK (state IN ('sealed', 'signed', 'broadcast', 'stalled', 'included', 'finalized')),
     -- Of the signatures and the transaction in force.
     signer_epoch     bigint,
     nonce            bigint,
-    -- A block that was final before the first signature existed: no confirmation lies below.
+    -- The block of the lane's last final batch when this one was first signed: since the contract
+    -- takes batches in order, no confirmation lies below.
     signed_after     bigint,
+    -- How often it reverted while the contract waited for it; too often, and it is stalled.
+    reverts          int         NOT NULL DEFAULT 0 CHECK (reverts >= 0),
     block_number     bigint,
     block_hash       bytea,
     transaction_hash bytea,
@@ -65,8 +68,10 @@ CREATE TABLE relayer.confirmations (
     FOREIGN KEY (lane_id, batch_number) REFERENCES relayer.batches (lane_id, number),
     CHECK ((lane_id IS NULL) = (batch_number IS NULL) AND (lane_id IS NULL) = (sequence IS NULL))
 );
-CREATE INDEX confirmations_waiting ON relayer.confirmations (individual, ordinal)
-    WHERE lane_id IS NULL;
+CREATE INDEX confirmations_waiting ON relayer.confirmations (ordinal)
+    WHERE lane_id IS NULL AND NOT individual;
+CREATE INDEX confirmations_alone ON relayer.confirmations (tenant_id, ordinal)
+    WHERE lane_id IS NULL AND individual;
 CREATE INDEX confirmations_batch ON relayer.confirmations (lane_id, batch_number, sequence);
 
 -- Append-only.

@@ -2,21 +2,28 @@
 //!
 //! ```text
 //! Sealed → Signed → Broadcast → Included → Finalized
-//!    ↑        │         │ ↑         │          │
-//!    └────────┴─────────┘ └─────────┴──────────┘
-//!     epoch over, reverted     the block is gone
+//!  ↑  ↑       │       │ │ ↑         │          │
+//!  │  └───────┴───────┘ │ └─────────┴──────────┘
+//!  │  epoch over,       │     the block is gone
+//!  │  reverted          │ reverted too often
+//!  └────── Stalled ←────┘
+//!    a person resumes
 //! ```
 //!
-//! From Finalized there is also a way to Included, when the batch already stands in another block.
+//! From Finalized there is also a way to Included, when the batch already stands in another block;
+//! and from Stalled, when someone else confirms it.
 
 use alloy::primitives::B256;
 use contracts::registry::{BatchConfirmation, BatchRef};
-use jiff::SignedDuration;
 
 use crate::{
     nonce::Nonce,
     sight::{Inclusion, Sighting},
 };
+
+/// After so many reverts while the contract waited for it, a batch stalls: each one costs gas, and
+/// a cause that is still there now will be there next time.
+pub const REVERTS_MAX: u32 = 5;
 
 /// A sealed batch. Its content never changes, its state does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +36,10 @@ pub struct Batch {
     pub job_count: u32,
     /// The root of the tree of its jobs.
     pub jobs_root: B256,
-    /// A block that was final before it was first signed.
+    /// Once it was signed: no lower block holds it.
     pub signed_after: Option<u64>,
+    /// How often it reverted while the contract waited for it.
+    pub reverts: u32,
     /// Where it is in its life.
     pub state: State,
 }
@@ -63,6 +72,8 @@ pub enum Pending {
         /// The transaction's nonce.
         nonce: Nonce,
     },
+    /// It reverted [`REVERTS_MAX`] times: nothing more is spent on it until a person resumes it.
+    Stalled,
 }
 
 /// A move that is not in the drawing above.
@@ -86,24 +97,8 @@ pub enum Change {
     FinalityViolated,
     /// Its nonce is spent, and it is not confirmed.
     Reverted,
-}
-
-/// When a batch closes.
-#[derive(Clone, Copy, Debug)]
-pub struct ClosePolicy {
-    /// Most jobs of a batch.
-    pub max_jobs: u32,
-    /// How long the oldest job waits for company.
-    pub max_age: SignedDuration,
-}
-
-/// Jobs that wait for a batch, at most as many as one holds.
-#[derive(Clone, Copy, Debug)]
-pub struct Waiting {
-    /// How many.
-    pub count: u32,
-    /// How long the oldest has waited.
-    pub oldest: SignedDuration,
+    /// The same, once too often.
+    Stalled,
 }
 
 impl Batch {
@@ -129,6 +124,29 @@ impl Batch {
             signerEpoch: epoch,
         }
     }
+
+    /// The batch after a look at the chain, and what that changed. A batch behind one that reverts
+    /// reverts too, which is not held against it.
+    #[must_use]
+    pub fn seen(self, sighting: Sighting) -> (Self, Option<Change>) {
+        let (state, change) = self.state.seen(sighting);
+        let is_next = matches!(sighting, Sighting::Absent { is_next: true, .. });
+        if change != Some(Change::Reverted) || !is_next {
+            return (Self { state, ..self }, change);
+        }
+        let reverts = self.reverts + 1;
+        let (state, change) = if reverts < REVERTS_MAX {
+            (state, Change::Reverted)
+        } else {
+            (State::Pending(Pending::Stalled), Change::Stalled)
+        };
+        let after = Self {
+            reverts,
+            state,
+            ..self
+        };
+        (after, Some(change))
+    }
 }
 
 impl Pending {
@@ -136,7 +154,9 @@ impl Pending {
     pub fn signed(self, epoch: u32) -> Result<Self, IllegalMove> {
         match self {
             Self::Sealed => Ok(Self::Signed { epoch }),
-            Self::Signed { .. } | Self::Broadcast { .. } => Err(self.illegal("signed")),
+            Self::Signed { .. } | Self::Broadcast { .. } | Self::Stalled => {
+                Err(self.illegal("signed"))
+            }
         }
     }
 
@@ -144,7 +164,7 @@ impl Pending {
     pub fn voided(self) -> Result<Self, IllegalMove> {
         match self {
             Self::Signed { .. } => Ok(Self::Sealed),
-            Self::Sealed | Self::Broadcast { .. } => Err(self.illegal("voided")),
+            Self::Sealed | Self::Broadcast { .. } | Self::Stalled => Err(self.illegal("voided")),
         }
     }
 
@@ -152,7 +172,7 @@ impl Pending {
     pub fn sent(self, nonce: Nonce) -> Result<Self, IllegalMove> {
         match self {
             Self::Signed { epoch } => Ok(Self::Broadcast { epoch, nonce }),
-            Self::Sealed | Self::Broadcast { .. } => Err(self.illegal("sent")),
+            Self::Sealed | Self::Broadcast { .. } | Self::Stalled => Err(self.illegal("sent")),
         }
     }
 
@@ -172,23 +192,23 @@ impl State {
             Self::Pending(Pending::Sealed) => "sealed",
             Self::Pending(Pending::Signed { .. }) => "signed",
             Self::Pending(Pending::Broadcast { .. }) => "broadcast",
+            Self::Pending(Pending::Stalled) => "stalled",
             Self::Included(..) => "included",
             Self::Finalized(..) => "finalized",
         }
     }
 
-    /// The state after a look at the chain, and what that changed.
-    #[must_use]
-    pub fn seen(self, sighting: Sighting) -> (Self, Option<Change>) {
+    /// The state after a look at the chain, and what that changed; how often it reverted is for
+    /// [`Batch::seen`] to count.
+    fn seen(self, sighting: Sighting) -> (Self, Option<Change>) {
         match (self, sighting) {
             (Self::Pending(from), Sighting::Confirmed { at, .. }) => {
                 (Self::Included(from, at), Some(Change::Included))
             }
-            (Self::Pending(Pending::Broadcast { nonce, .. }), Sighting::Absent { next_nonce })
-                if nonce < next_nonce =>
-            {
-                (Self::Pending(Pending::Sealed), Some(Change::Reverted))
-            }
+            (
+                Self::Pending(Pending::Broadcast { nonce, .. }),
+                Sighting::Absent { next_nonce, .. },
+            ) if nonce < next_nonce => (Self::Pending(Pending::Sealed), Some(Change::Reverted)),
             (Self::Included(from, was), Sighting::Confirmed { at, .. }) if at != was => {
                 (Self::Included(from, at), Some(Change::Included))
             }
@@ -219,15 +239,8 @@ impl Change {
             Self::Lost => "lost",
             Self::FinalityViolated => "finality_violated",
             Self::Reverted => "reverted",
+            Self::Stalled => "stalled",
         }
-    }
-}
-
-impl ClosePolicy {
-    /// Whether what waits becomes a batch now.
-    #[must_use]
-    pub fn closes(&self, waiting: Waiting) -> bool {
-        waiting.count >= self.max_jobs || (waiting.count > 0 && waiting.oldest >= self.max_age)
     }
 }
 
@@ -253,7 +266,8 @@ mod tests {
         prop_oneof![
             Just(Sighting::Unknown),
             (0u64..6).prop_map(|n| Sighting::Absent {
-                next_nonce: Nonce::new(n)
+                next_nonce: Nonce::new(n),
+                is_next: false,
             }),
             (0u8..4, any::<bool>()).prop_map(|(b, is_final)| Sighting::Confirmed {
                 at: inclusion(b),
@@ -280,7 +294,7 @@ mod tests {
                     state = State::Pending(sent);
                     next = next.next();
                 }
-                if let Sighting::Absent { next_nonce } = sighting {
+                if let Sighting::Absent { next_nonce, .. } = sighting {
                     spent_below = spent_below.max(next_nonce);
                 }
                 let before = state;
@@ -312,6 +326,7 @@ mod tests {
             for state in [
                 State::Pending(Pending::Sealed),
                 State::Pending(broadcast),
+                State::Pending(Pending::Stalled),
                 State::Included(broadcast, inclusion(block)),
                 State::Finalized(broadcast, inclusion(block)),
             ] {
@@ -337,6 +352,54 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_that_reverts_too_often_while_it_is_next_stalls_and_may_still_be_confirmed() {
+        let mut batch = Batch {
+            number: 1,
+            first_sequence: 1,
+            job_count: 1,
+            jobs_root: B256::ZERO,
+            signed_after: None,
+            reverts: 0,
+            state: State::Pending(Pending::Sealed),
+        };
+        let mut revert = |round: u64, is_next| {
+            let sent = Pending::Sealed.signed(1).unwrap().sent(Nonce::new(round));
+            batch.state = State::Pending(sent.unwrap());
+            let change;
+            (batch, change) = batch.seen(Sighting::Absent {
+                next_nonce: Nonce::new(round + 1),
+                is_next,
+            });
+            (batch, change)
+        };
+        for round in 0..20 {
+            assert_eq!(
+                revert(round, false).1,
+                Some(Change::Reverted),
+                "behind another"
+            );
+        }
+        for round in 1..REVERTS_MAX {
+            let (batch, change) = revert(round.into(), true);
+            assert_eq!(change, Some(Change::Reverted));
+            assert_eq!(batch.state, State::Pending(Pending::Sealed));
+        }
+        let (stalled, change) = revert(40, true);
+        assert_eq!(change, Some(Change::Stalled));
+        assert_eq!(stalled.state, State::Pending(Pending::Stalled));
+        assert!(
+            Pending::Stalled.signed(1).is_err(),
+            "nothing more is spent on it"
+        );
+        let at = inclusion(1);
+        let (included, _) = stalled.seen(Sighting::Confirmed {
+            at,
+            is_final: false,
+        });
+        assert_eq!(included.state, State::Included(Pending::Stalled, at));
+    }
+
+    #[test]
     fn moves_that_are_not_drawn_are_refused() {
         let signed = Pending::Sealed.signed(3).unwrap();
         let broadcast = signed.sent(Nonce::new(7)).unwrap();
@@ -348,19 +411,5 @@ mod tests {
         );
         assert!(broadcast.voided().is_err());
         assert_eq!(signed.voided(), Ok(Pending::Sealed));
-    }
-
-    #[test]
-    fn a_batch_closes_on_size_or_age() {
-        let second = SignedDuration::from_secs(1);
-        let policy = ClosePolicy {
-            max_jobs: 3,
-            max_age: second,
-        };
-        let waiting = |count, oldest| Waiting { count, oldest };
-        assert!(!policy.closes(waiting(0, second * 9)));
-        assert!(!policy.closes(waiting(2, second / 2)));
-        assert!(policy.closes(waiting(2, second)));
-        assert!(policy.closes(waiting(3, SignedDuration::ZERO)));
     }
 }

@@ -5,7 +5,8 @@ use jiff::SignedDuration;
 use tracing::info;
 
 use crate::{
-    batch::{Batch, Pending, State, Waiting},
+    batch::{Batch, Pending, State},
+    close::{Turn, Waiting},
     confirmation,
     lane::Lane,
     store::{self, batches, confirmations},
@@ -14,9 +15,13 @@ use crate::{
 /// While so many batches wait to be sent, none is closed: what waits then shares fewer, larger
 /// ones.
 const UNSENT_MAX: usize = 8;
+/// So many of these places are never taken by a job that goes alone: a shared batch that is due
+/// finds one, however many of those wait.
+const KEPT_FOR_SHARED: usize = 1;
 
-/// Closes what is due: jobs that go alone at once, the others by size or age.
-pub(crate) async fn seal(lane: &Lane) -> anyhow::Result<()> {
+/// Closes what is due: shared batches by size or age, jobs that go alone at once; by turns where
+/// both wait, and the jobs that go alone by turns of their tenants.
+pub(crate) async fn seal(lane: &mut Lane) -> anyhow::Result<()> {
     let policy = lane.options.close_policy();
     let client = lane.session.client().await?;
     let unfinal = batches::unfinal(&client, lane.id, None).await?;
@@ -34,25 +39,28 @@ pub(crate) async fn seal(lane: &Lane) -> anyhow::Result<()> {
         let oldest = waiting
             .oldest
             .map_or(SignedDuration::ZERO, |at| now.duration_since(at));
-        if waiting.individual {
-            seal_one(lane, true, 1).await?;
-        } else if policy.closes(Waiting {
+        let shared = policy.closes(Waiting {
             count: waiting.count,
             oldest,
-        }) {
-            seal_one(lane, false, policy.max_jobs).await?;
-        } else {
+        });
+        let alone = waiting.individual && room > KEPT_FOR_SHARED;
+        let Some(turn) = lane.turn.next(shared, alone) else {
             break;
-        }
+        };
+        seal_one(lane, turn, policy.max_jobs).await?;
+        lane.turn = turn.other();
         room -= 1;
     }
     Ok(())
 }
 
-async fn seal_one(lane: &Lane, individual: bool, max: u32) -> anyhow::Result<()> {
+async fn seal_one(lane: &mut Lane, turn: Turn, max: u32) -> anyhow::Result<()> {
     let mut client = lane.session.client().await?;
     let transaction = lane.session.begin(&mut client).await?;
-    let jobs = confirmations::lock_oldest(&transaction, individual, max).await?;
+    let jobs = match turn {
+        Turn::Shared => confirmations::lock_oldest(&transaction, max).await?,
+        Turn::Alone => confirmations::lock_alone(&transaction, lane.alone_last).await?,
+    };
     let row = lane.row(&transaction).await?;
     let Some(tree) = confirmation::tree(&jobs, row.next_sequence) else {
         return Ok(());
@@ -63,6 +71,7 @@ async fn seal_one(lane: &Lane, individual: bool, max: u32) -> anyhow::Result<()>
         job_count: u32::try_from(jobs.len()).unwrap_or(max),
         jobs_root: tree.root(),
         signed_after: None,
+        reverts: 0,
         state: State::Pending(Pending::Sealed),
     };
     let Batch {
@@ -76,6 +85,9 @@ async fn seal_one(lane: &Lane, individual: bool, max: u32) -> anyhow::Result<()>
     let next_sequence = first_sequence + u64::from(job_count);
     store::advance_cursor(&transaction, lane.id, number + 1, next_sequence).await?;
     transaction.commit().await?;
+    if let (Turn::Alone, Some(job)) = (turn, jobs.first()) {
+        lane.alone_last = job.tenant_id.uuid();
+    }
     info!(
         batch.number = number,
         batch.jobs = job_count,

@@ -1,11 +1,7 @@
 //! The chain as seen through its RPC endpoints: the only file that talks to them. Decisions are
-//! made elsewhere, from a [`View`] that says what each endpoint said.
+//! made elsewhere, from a [`sight::View`] that says what each endpoint said.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
 use alloy::{
     primitives::{Address, B256, Bytes, U64, U128, U256, keccak256},
@@ -20,17 +16,20 @@ use serde_json::{Value, json};
 use crate::{
     classify::{self, RpcFailure, Verdict},
     fees::Market,
+    horizon::Horizon,
     nonce::Nonce,
-    sight::{Block, Confirmed, Cursor, Inclusion, Report, View},
+    sight::{self, Cursor, Inclusion},
 };
 
 mod answer;
 mod endpoint;
+mod look;
 
 pub use answer::{Finality, Receipt, confirm_batch};
-use answer::{Header, batch_confirmed, call_of, cursor, market, refusal};
+use answer::{Header, Quantity, batch_confirmed, call_of, cursor, market, refusal};
 pub use endpoint::EndpointUrl;
 use endpoint::{Answer, Endpoint};
+pub use look::{LOG_RANGE_MAX, Look};
 
 /// One registry on one chain.
 #[derive(Debug)]
@@ -38,8 +37,9 @@ pub struct Chain {
     endpoints: Vec<Endpoint>,
     registry: Address,
     finality: Finality,
-    /// The highest block any endpoint ever showed: who is below it is behind.
-    watermark: AtomicU64,
+    /// How many endpoints must say what cannot be taken back easily.
+    quorum: usize,
+    horizon: Mutex<Horizon>,
 }
 
 /// Why a call to the contract did not return.
@@ -65,11 +65,13 @@ impl Chain {
         deadline: Duration,
     ) -> anyhow::Result<Self> {
         let endpoints = urls.iter().map(|url| Endpoint::new(url, deadline));
+        let quorum = sight::quorum(urls.len());
         Ok(Self {
             endpoints: endpoints.collect::<anyhow::Result<_>>()?,
             registry,
             finality,
-            watermark: AtomicU64::new(0),
+            quorum,
+            horizon: Mutex::new(Horizon::new(quorum)),
         })
     }
 
@@ -77,11 +79,6 @@ impl Chain {
     #[must_use]
     pub fn registry(&self) -> Address {
         self.registry
-    }
-
-    /// Makes endpoints count as behind that have not reached `block`.
-    pub fn remember(&self, block: u64) {
-        self.watermark.fetch_max(block, Ordering::SeqCst);
     }
 
     /// The chain's id, on which every endpoint that answers must agree.
@@ -92,22 +89,23 @@ impl Chain {
         let asked = self
             .endpoints
             .iter()
-            .map(|it| it.call::<U64>("eth_chainId", json!([])));
+            .map(|it| it.call::<Quantity>("eth_chainId", json!([])));
         let mut found = None;
         let mut failure = None;
         for (endpoint, answer) in self.endpoints.iter().zip(join_all(asked).await) {
             match (answer, found) {
-                (Ok(id), None) => found = Some(id),
+                (Ok(id), None) => found = Some(id.get()),
                 (Ok(id), Some(other)) => anyhow::ensure!(
-                    id == other,
-                    "endpoint {} is of chain {id}, another of chain {other}",
-                    endpoint.label
+                    id.get() == other,
+                    "endpoint {} is of chain {}, another of chain {other}",
+                    endpoint.label,
+                    id.get()
                 ),
                 (Err(cause), _) => failure = Some((endpoint, cause)),
             }
         }
         match (found, failure) {
-            (Some(id), _) => Ok(id.to()),
+            (Some(id), _) => Ok(id),
             (None, Some((endpoint, cause))) => {
                 Err(cause).with_context(|| format!("RPC endpoint {}", endpoint.label))
             }
@@ -174,56 +172,26 @@ impl Chain {
     /// The gas key's next nonce, the pool counted in.
     ///
     /// # Errors
-    /// When no endpoint answers.
+    /// When too few endpoints answer, or they do not agree.
     pub async fn pending_nonce(&self, gas_key: Address) -> anyhow::Result<Nonce> {
-        let count: U64 = self
-            .first("eth_getTransactionCount", json!([gas_key, "pending"]))
-            .await?;
-        Ok(Nonce::new(count.to()))
+        let read = |count: Quantity| Ok(Nonce::new(count.get()));
+        let parameters = json!([gas_key, "pending"]);
+        self.agreed("eth_getTransactionCount", parameters, read)
+            .await
     }
 
-    /// Looks at the chain through every endpoint; `from_block` is where logs may begin, `None` when
-    /// none are of interest.
+    /// The `BatchConfirmed` logs of the blocks from `from` to `to`, as all endpoints have them.
     ///
     /// # Errors
-    /// When no endpoint answers that is not behind what was seen before.
-    pub async fn observe(&self, gas_key: Address, from_block: Option<u64>) -> anyhow::Result<View> {
-        let asked = self
-            .endpoints
-            .iter()
-            .map(|it| self.report(it, gas_key, from_block));
-        let mut reports = Vec::new();
-        let mut failure = None;
-        for (endpoint, answer) in self.endpoints.iter().zip(join_all(asked).await) {
-            match answer {
-                Ok(report) => reports.push(report),
-                Err(cause) => failure = Some(cause.context(endpoint.label.clone())),
-            }
-        }
-        match View::new(reports, self.watermark.load(Ordering::SeqCst)) {
-            Some(view) => {
-                self.remember(view.best().head.number);
-                Ok(view)
-            }
-            None => Err(failure.unwrap_or_else(|| {
-                anyhow::anyhow!("every RPC endpoint is behind a block that was seen before")
-            })),
-        }
-    }
-
-    /// The `BatchConfirmed` logs of the blocks from `from` to `to`, as one endpoint has them.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
+    /// When too few endpoints answer, or they do not agree.
     pub async fn confirmed(
         &self,
         from: u64,
         to: u64,
     ) -> anyhow::Result<Vec<(BatchConfirmed, Inclusion)>> {
-        let logs: Vec<Log> = self
-            .first("eth_getLogs", json!([self.filter(from, to)]))
-            .await?;
-        logs.iter().map(batch_confirmed).collect()
+        let read = |logs: Vec<Log>| logs.iter().map(batch_confirmed).collect();
+        self.agreed("eth_getLogs", json!([self.filter(from, to)]), read)
+            .await
     }
 
     /// The newest block and the highest final one.
@@ -234,19 +202,25 @@ impl Chain {
         let mut last = None;
         for endpoint in &self.endpoints {
             match self.head_and_final(endpoint).await {
-                Ok((head, final_number)) => return Ok((head.number.to(), final_number)),
+                Ok((head, final_number)) => return Ok((head.number.get(), final_number)),
                 Err(cause) => last = Some(cause),
             }
         }
         Err(last.unwrap_or_else(|| anyhow::anyhow!("no RPC endpoint is configured")))
     }
 
-    /// Runs a call as `from` would at the head, without sending anything.
+    /// Runs a call as `from` would at the head with this much gas, without sending anything.
     ///
     /// # Errors
     /// When the contract refuses or nobody can be asked.
-    pub async fn simulate(&self, from: Address, input: &Bytes) -> Result<(), CallFailure> {
-        let call = json!({ "from": from, "to": self.registry, "input": input });
+    pub async fn simulate(
+        &self,
+        from: Address,
+        input: &Bytes,
+        gas_limit: u64,
+    ) -> Result<(), CallFailure> {
+        let gas = U64::from(gas_limit);
+        let call = json!({ "from": from, "to": self.registry, "input": input, "gas": gas });
         let mut last = RpcFailure::Unreachable;
         for endpoint in &self.endpoints {
             match endpoint
@@ -288,7 +262,7 @@ impl Chain {
     /// When no endpoint answers, or the constructor refuses.
     pub async fn creation_gas(&self, from: Address, code: &Bytes) -> anyhow::Result<u64> {
         let call = json!([{ "from": from, "input": code }]);
-        Ok(self.first::<U64>("eth_estimateGas", call).await?.to())
+        Ok(self.first::<Quantity>("eth_estimateGas", call).await?.get())
     }
 
     /// What gas costs now.
@@ -328,70 +302,35 @@ impl Chain {
         Err(last.unwrap_or_else(|| anyhow::anyhow!("no RPC endpoint is configured")))
     }
 
-    /// The head is read first and the logs last: what is final was so before the logs were read,
-    /// and what the nonce and the cursor count is in them.
-    async fn report(
+    /// What every endpoint that answers says alike, where a quorum does.
+    async fn agreed<R: Answer, T: PartialEq>(
         &self,
-        endpoint: &Endpoint,
-        gas_key: Address,
-        from_block: Option<u64>,
-    ) -> anyhow::Result<Report> {
-        let (head, final_number) = self.head_and_final(endpoint).await?;
-        let at = head.number;
-        let cursor_of = call_of(self.registry, &cursorCall {});
-        let (nonce, pending, at_cursor, tip) = tokio::join!(
-            endpoint.call::<U64>("eth_getTransactionCount", json!([gas_key, at])),
-            endpoint.call::<U64>("eth_getTransactionCount", json!([gas_key, "pending"])),
-            endpoint.call::<Bytes>("eth_call", json!([cursor_of, at])),
-            endpoint.call::<U128>("eth_maxPriorityFeePerGas", json!([])),
-        );
-        let logs: Vec<Log> = match from_block {
-            Some(from) => {
-                let filter = self.filter(from, at.to());
-                endpoint.call("eth_getLogs", json!([filter])).await?
+        method: &'static str,
+        parameters: Value,
+        read: impl Fn(R) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let asked = self
+            .endpoints
+            .iter()
+            .map(|it| it.call::<R>(method, parameters.clone()));
+        let mut answers = Vec::new();
+        let mut failure = None;
+        for (endpoint, answer) in self.endpoints.iter().zip(join_all(asked).await) {
+            match answer.map_err(anyhow::Error::from).and_then(&read) {
+                Ok(answer) => answers.push(answer),
+                Err(cause) => failure = Some(cause.context(endpoint.label.clone())),
             }
-            None => Vec::new(),
-        };
-        let mut confirmed = BTreeMap::new();
-        for log in &logs {
-            let (event, at) = batch_confirmed(log)?;
-            confirmed.insert(
-                event.batchNumber,
-                Confirmed {
-                    commitment: event.commitment,
-                    at,
-                },
-            );
         }
-        Ok(Report {
-            head: Block {
-                number: at.to(),
-                hash: head.hash,
-            },
-            final_number,
-            nonce: Nonce::new(nonce?.to()),
-            pending_nonce: Nonce::new(pending?.to()),
-            cursor: cursor(&at_cursor?)?,
-            market: market(&head, tip.ok()),
-            confirmed,
-        })
-    }
-
-    async fn head_and_final(&self, endpoint: &Endpoint) -> anyhow::Result<(Header, u64)> {
-        let block = |tag: &str| json!([tag, false]);
-        let head: Header = endpoint
-            .call("eth_getBlockByNumber", block("latest"))
-            .await?;
-        let final_number = match self.finality {
-            Finality::Depth(depth) => head.number.to::<u64>().saturating_sub(depth),
-            Finality::Tag => {
-                let last: Option<Header> = endpoint
-                    .call("eth_getBlockByNumber", block("finalized"))
-                    .await?;
-                last.map_or(0, |header| header.number.to())
-            }
-        };
-        Ok((head, final_number))
+        if answers.len() < self.quorum {
+            let few = anyhow::anyhow!("{} endpoints must answer {method}", self.quorum);
+            return Err(failure.unwrap_or(few));
+        }
+        let first = answers.swap_remove(0);
+        anyhow::ensure!(
+            answers.iter().all(|other| *other == first),
+            "the endpoints do not agree on {method}"
+        );
+        Ok(first)
     }
 
     fn filter(&self, from: u64, to: u64) -> Filter {

@@ -6,14 +6,17 @@ use alloy::primitives::{Address, U256};
 use anyhow::{anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
-use ops::config::{
-    BadConfig, CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions,
-    ProcessOptions,
+use ops::{
+    config::{
+        BadConfig, CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, LogOptions,
+        ProcessOptions,
+    },
+    inbox::letters::DeadLetters,
 };
 
 use crate::{
-    batch::ClosePolicy,
     chain::{Chain, EndpointUrl, Finality},
+    close::ClosePolicy,
 };
 
 /// Wei of a gwei.
@@ -39,6 +42,12 @@ pub enum Command {
     Deploy(Box<DeployOptions>),
     /// Create or update the schema `relayer`.
     Migrate(CommandOptions),
+    /// Show the Kafka records that could not be taken in, or hand them in again.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+    /// Try batches again that stalled because they reverted too often; run it once the cause is
+    /// gone.
+    Resume(CommandOptions),
     /// Check the configuration of `run` and reach for everything it needs.
     Check(Box<RunOptions>),
 }
@@ -66,7 +75,8 @@ pub struct RunOptions {
 /// Which chain.
 #[derive(Args, Clone, Debug)]
 pub struct ChainOptions {
-    /// JSON-RPC endpoints over HTTP, all of one chain, separated by commas.
+    /// JSON-RPC endpoints over HTTP, all of one chain, separated by commas. With two or more, at
+    /// least two must agree on what is final: name three, and any one may fail.
     #[arg(
         long,
         env = "RPC_URL",
@@ -186,9 +196,10 @@ pub struct DeployOptions {
     /// How many attesters must sign a batch.
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub threshold: u16,
-    /// Who manages roles and may pause; by default the gas key.
+    /// Who manages roles and may pause: an address whose key lies elsewhere, best a multisig. The
+    /// gas key, which every relayer holds, is refused.
     #[arg(long, value_name = "ADDRESS")]
-    pub admin: Option<Address>,
+    pub admin: Address,
     /// Seconds between the two steps of a change of admin.
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     pub admin_delay: u32,
@@ -205,7 +216,8 @@ impl Command {
             Self::Run(options) | Self::Check(options) => &options.process.log,
             Self::Api(options) => &options.process.log,
             Self::Deploy(options) => &options.log,
-            Self::Migrate(options) => &options.log,
+            Self::Migrate(options) | Self::Resume(options) => &options.log,
+            Self::DeadLetters(letters) => letters.log(),
         }
     }
 }
@@ -216,6 +228,13 @@ impl ChainOptions {
     /// # Errors
     /// When none answers; [`BadConfig`] when they are not of the chain that is wanted.
     pub async fn connect(&self, registry: Address) -> anyhow::Result<(Chain, u64)> {
+        for (place, url) in self.rpc_url.iter().enumerate() {
+            if self.rpc_url[..place].contains(url) {
+                bail!(BadConfig(anyhow!(
+                    "RPC_URL names {url} twice: one endpoint cannot bear itself out"
+                )));
+            }
+        }
         let deadline = Duration::from_millis(self.rpc_timeout_ms);
         let chain = Chain::new(&self.rpc_url, registry, self.finality, deadline);
         let chain = chain.map_err(BadConfig)?;

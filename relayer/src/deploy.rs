@@ -39,8 +39,14 @@ pub async fn deploy(options: &DeployOptions) -> anyhow::Result<ExitCode> {
         bail!(BadConfig(cause));
     }
     let key = signer::gas_key(&options.gas_key_file).map_err(BadConfig)?;
+    let admin = options.admin;
+    if admin == key.address() {
+        bail!(BadConfig(anyhow!(
+            "--admin is the gas key, which every relayer holds: who finds it there could let \
+             anyone sign; name an address whose key lies elsewhere"
+        )));
+    }
     let (chain, chain_id) = options.chain.connect(Address::ZERO).await?;
-    let admin = options.admin.unwrap_or(key.address());
     let arguments = constructorCall {
         admin,
         adminDelay: U48::from(options.admin_delay),

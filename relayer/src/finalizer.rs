@@ -31,16 +31,22 @@ pub(crate) async fn confirm(
              backup, or another relayer with its own database",
             batch.number
         );
-        let (state, change) = batch.state.seen(sighting);
-        batch.state = state;
+        let change;
+        (*batch, change) = batch.seen(sighting);
         changed.extend(change.map(|change| (*batch, change)));
     }
     if !changed.is_empty() {
         save(lane, &changed).await?;
         for (batch, change) in &changed {
             report(batch, *change);
-            if *change == Change::Finalized {
-                lane.last_final = lane.last_final.max(batch.number);
+            match (change, batch.state) {
+                (Change::Finalized, State::Finalized(_, at)) => {
+                    lane.last_final = lane.last_final.max(batch.number);
+                    lane.final_block = lane.final_block.max(at.block.number);
+                }
+                // Perhaps because who may sign was answered wrongly.
+                (Change::Reverted | Change::Stalled, _) => lane.confirmers = None,
+                _ => {}
             }
         }
     }
@@ -113,6 +119,12 @@ fn report(batch: &Batch, change: Change) {
             batch.number = number,
             batch.state = batch.state.name(),
             "ALARM: finality violated: the block that held the batch was final and is gone"
+        ),
+        (Change::Stalled, _) => error!(
+            batch.number = number,
+            batch.reverts = batch.reverts,
+            "ALARM: stalled: the batch reverts again and again; nothing more is spent on it until \
+             a person has found the cause and runs `relayer resume`"
         ),
         (other, _) => warn!(
             batch.number = number,

@@ -5,7 +5,7 @@ use contracts::event::{JOBS_EVENTS, JobEvent};
 use deadpool_postgres::Transaction;
 use ops::{
     clock::Clock,
-    inbox::{Event, Handler, Poison},
+    inbox::{Event, Handler, Handling, Poison},
 };
 use uuid::Uuid;
 
@@ -24,6 +24,16 @@ pub const CONSUMER: &str = "relayer";
 pub struct Intake {
     /// The present.
     pub clock: Clock,
+}
+
+/// What is done with the events of jobs.
+#[must_use]
+pub fn handling(clock: Clock) -> Handling<Intake> {
+    Handling {
+        name: CONSUMER,
+        topics: TOPICS,
+        handler: Intake { clock },
+    }
 }
 
 impl Handler for Intake {

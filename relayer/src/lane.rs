@@ -13,15 +13,19 @@ use ops::{
     lease::{Lease, LeaseError, LeaseTable, while_leased},
     postgres::Pool,
 };
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use crate::{
+    batch::Batch,
     batcher,
     chain::Chain,
+    close::Turn,
     config::LaneOptions,
     finalizer, sender,
-    sight::{Cursor, View},
+    sight::{Cursor, Sought, View},
     signer::Attesters,
     store::{self, LaneKey, LaneRow, SCHEMA, Session, batches},
 };
@@ -35,9 +39,12 @@ const LEASE: Duration = Duration::from_secs(10);
 /// How often the chain is looked at while there is nothing to confirm, and how often metrics are
 /// read that cost a query.
 const IDLE_LOOK: SignedDuration = SignedDuration::from_secs(5);
-/// How far below the block that was final at signing logs are looked for: should finality itself
-/// have failed, the batch may stand there.
+/// What a tick may take, however much there is to read: what takes longer hangs on something.
+const TICK_DEADLINE: Duration = Duration::from_mins(2);
+/// How far below the block of the last final batch at signing logs are looked for: should finality
+/// itself have failed, the batch may stand there.
 const LOOK_BACK: u64 = 64;
+
 /// The keys of a lane.
 #[derive(Debug)]
 pub struct Keys {
@@ -80,6 +87,12 @@ pub(crate) struct Lane {
     pub(crate) clock: Clock,
     /// The newest final batch.
     pub(crate) last_final: u64,
+    /// Its block, or the registry's first; no later batch stands below.
+    pub(crate) final_block: u64,
+    /// Whether a shared batch or a job that goes alone is closed next, where both wait.
+    pub(crate) turn: Turn,
+    /// The tenant of the last job that went alone.
+    pub(crate) alone_last: Uuid,
     /// Which of our attesters may sign, by the epoch in which that was asked.
     pub(crate) confirmers: Option<(u32, Vec<Address>)>,
     /// The first final batch that the contract's cursor no longer covers.
@@ -116,13 +129,15 @@ async fn work(setup: &Setup, lease: Lease<String>, over: CancellationToken) -> a
         let outcome = tokio::select! {
             biased;
             () = over.cancelled() => return Ok(()),
-            outcome = lane.tick() => outcome,
+            outcome = timeout(TICK_DEADLINE, lane.tick()) => {
+                outcome.context("a tick hangs: the lane is given up")?
+            }
         };
         setup.ready.set(outcome.is_ok());
         let failure = outcome
             .as_ref()
             .err()
-            .map(|cause| format!("{cause:#}"))
+            .map(ops::postgres::explain)
             .unwrap_or_default();
         if !failure.is_empty() && failure != last_failure {
             warn!(error = failure, "tick failed; trying again");
@@ -172,8 +187,8 @@ impl Lane {
                 row
             }
         };
-        let (last_final, highest_block) = batches::high_water(&client, row.id).await?;
-        setup.chain.remember(highest_block);
+        let (last_final, final_block) = batches::last_final(&client, row.id).await?;
+        setup.chain.remember(final_block);
         info!(lane.id = row.id, batch.next = row.next_batch, nonce.next = %row.next_nonce, "open");
         Ok(Self {
             id: row.id,
@@ -184,6 +199,9 @@ impl Lane {
             options: setup.options.clone(),
             clock: setup.clock.clone(),
             last_final,
+            final_block: final_block.max(setup.first_block),
+            turn: Turn::default(),
+            alone_last: Uuid::nil(),
             confirmers: None,
             doubted: None,
             looked_at: None,
@@ -201,18 +219,20 @@ impl Lane {
         if idle {
             return Ok(());
         }
-        let signed = unfinal.iter().filter_map(|batch| batch.signed_after).min();
-        let from_block = signed.map(|block| block.saturating_sub(LOOK_BACK));
-        let view = self
-            .chain
-            .observe(self.keys.gas.address(), from_block)
-            .await?;
+        let gas_key = self.keys.gas.address();
+        let look = self.chain.observe(gas_key, sought(&unfinal), now).await?;
+        let view = &look.view;
         self.looked_at = Some(now);
-        let unfinal = finalizer::confirm(self, &view, unfinal).await?;
-        let covered = view.best().cursor.next_batch;
-        self.doubted = (covered <= self.last_final).then_some(covered);
-        sender::act(self, &view, &unfinal).await?;
-        self.measure(&view, now).await
+        let unfinal = finalizer::confirm(self, view, unfinal).await?;
+        let uncovered = view.uncovered_from();
+        self.doubted = (uncovered <= self.last_final).then_some(uncovered);
+        let acted = sender::act(self, view, &unfinal).await;
+        self.measure(view, now).await?;
+        acted?;
+        match look.blind {
+            Some(cause) => Err(cause.context("too few endpoints give logs: nothing becomes final")),
+            None => Ok(()),
+        }
     }
 
     /// The lane's row.
@@ -236,7 +256,7 @@ impl Lane {
         let own = self.row(&client).await?.next_nonce;
         metrics::gauge!("relayer_nonce", "of" => "local").set(gauge(own.get()));
         let counts = batches::counts(&client, self.id).await?;
-        for state in ["sealed", "signed", "broadcast", "included"] {
+        for state in ["sealed", "signed", "broadcast", "stalled", "included"] {
             let count = counts.iter().find(|count| count.state == state);
             let batches = count
                 .and_then(|it| u32::try_from(it.batches).ok())
@@ -255,6 +275,23 @@ impl Lane {
         }
         Ok(())
     }
+}
+
+/// What to look for: batches that were signed, since no other can stand on the chain.
+fn sought(unfinal: &[Batch]) -> Option<Sought> {
+    let signed = || {
+        unfinal
+            .iter()
+            .filter_map(|batch| Some((batch.number, batch.signed_after?)))
+    };
+    Some(Sought {
+        first: signed().map(|(number, _)| number).min()?,
+        last: signed().map(|(number, _)| number).max()?,
+        from_block: signed()
+            .map(|(_, block)| block)
+            .min()?
+            .saturating_sub(LOOK_BACK),
+    })
 }
 
 fn is_recent(at: Option<Timestamp>, now: Timestamp) -> bool {

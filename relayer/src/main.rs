@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use ops::{
+    clock::Clock,
     config::parse_or_exit,
     process::{self, Process},
 };
 use relayer::{
     api, check,
     config::{Cli, Command},
-    deploy, run,
+    deploy, intake, resume, run,
     store::{SCHEMA, migrations},
 };
 
@@ -29,6 +30,11 @@ async fn execute(command: Command, process: Process) -> anyhow::Result<ExitCode>
         Command::Deploy(options) => deploy::deploy(&options).await,
         Command::Migrate(options) => {
             process::migrate(&options.database, SCHEMA, &migrations()).await
+        }
+        Command::Resume(options) => resume::resume(&options).await,
+        Command::DeadLetters(letters) => {
+            let handling = intake::handling(Clock::system());
+            letters.run(SCHEMA, &migrations(), &[handling]).await
         }
         Command::Check(options) => check::check(&options).await,
     }

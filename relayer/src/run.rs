@@ -12,13 +12,14 @@ use ops::{
     outbox::Publisher,
     postgres::{self, Pool},
     process::Process,
+    retention,
 };
 use tracing::info;
 
 use crate::{
     chain::Chain,
     config::RunOptions,
-    intake::{CONSUMER, Intake, TOPICS},
+    intake,
     lane::{self, Keys, Setup},
     signer::{self, Attesters},
     store::{self, LaneKey, SCHEMA},
@@ -37,15 +38,11 @@ pub async fn run(options: RunOptions, process: Process) -> anyhow::Result<ExitCo
         .with_flag("intake", intake_ready.clone())
         .with_flag("chain", setup.ready.clone());
     let publisher = Publisher::new(setup.pool.clone(), SCHEMA, options.kafka.clone());
-    let intake = Consumer {
+    let consumer = Consumer {
         pool: setup.pool.clone(),
         schema: SCHEMA,
-        name: CONSUMER,
         kafka: options.kafka,
-        topics: TOPICS,
-        handler: Intake {
-            clock: setup.clock.clone(),
-        },
+        handling: intake::handling(setup.clock.clone()),
         ready: intake_ready,
     };
     info!(
@@ -55,8 +52,10 @@ pub async fn run(options: RunOptions, process: Process) -> anyhow::Result<ExitCo
         "relayer is up"
     );
     let lifecycle = &process.lifecycle;
-    lifecycle.spawn("intake", intake.run(lifecycle.stopping()));
+    lifecycle.spawn("intake", consumer.run(lifecycle.stopping()));
     lifecycle.spawn("publisher", publisher.run(lifecycle.stopping()));
+    let retention = retention::run(setup.pool.clone(), SCHEMA, lifecycle.stopping());
+    lifecycle.spawn("retention", retention);
     lifecycle.spawn("lane", lane::run(setup, lifecycle.stopping()));
     process.run_until_stopped(&options.process, readiness).await
 }

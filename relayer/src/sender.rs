@@ -24,14 +24,15 @@ const IN_FLIGHT_MAX: usize = 8;
 
 /// Sends what is not on the chain. Old work goes on even where new work cannot begin.
 pub(crate) async fn act(lane: &mut Lane, view: &View, unfinal: &[Batch]) -> anyhow::Result<()> {
-    let begun = begin(lane, view.best(), unfinal).await;
-    send_outstanding(lane, view.best()).await?;
+    let begun = begin(lane, view, unfinal).await;
+    send_outstanding(lane, view).await?;
     begun
 }
 
 /// Signs and writes down batches that have no transaction, in order. A batch never overtakes the
 /// one before it, since the contract would refuse it.
-async fn begin(lane: &mut Lane, best: &Report, unfinal: &[Batch]) -> anyhow::Result<()> {
+async fn begin(lane: &mut Lane, view: &View, unfinal: &[Batch]) -> anyhow::Result<()> {
+    let best = view.best();
     metrics::gauge!("relayer_registry_paused").set(u8::from(best.cursor.paused));
     if best.cursor.paused {
         return Ok(());
@@ -43,8 +44,15 @@ async fn begin(lane: &mut Lane, best: &Report, unfinal: &[Batch]) -> anyhow::Res
         let State::Pending(pending) = batch.state else {
             continue;
         };
-        if let Pending::Broadcast { .. } = pending {
-            continue;
+        match pending {
+            Pending::Broadcast { .. } => continue,
+            Pending::Stalled => anyhow::bail!(
+                "batch {} is stalled after {} reverts, and what is behind it waits: find the \
+                 cause, then run `relayer resume`",
+                batch.number,
+                batch.reverts
+            ),
+            Pending::Sealed | Pending::Signed { .. } => {}
         }
         if room == 0 {
             break;
@@ -58,42 +66,44 @@ async fn begin(lane: &mut Lane, best: &Report, unfinal: &[Batch]) -> anyhow::Res
             // Its log has not been seen yet, or only by an endpoint that others contradict.
             break;
         }
-        let signed = sign(lane, best, *batch, pending).await?;
-        write_down(lane, best, signed).await?;
+        let allowed = allowed(lane, best.cursor).await?;
+        let signed = sign(lane, best, *batch, pending, &allowed).await?;
+        write_down(lane, view, signed, &allowed).await?;
         room -= 1;
     }
     Ok(())
 }
 
-/// Has the batch signed for the present epoch, unless it is.
+/// Has the batch signed for the present epoch by those who may. Signing again what was signed
+/// already changes nothing.
 async fn sign(
-    lane: &mut Lane,
+    lane: &Lane,
     best: &Report,
     mut batch: Batch,
     pending: Pending,
+    allowed: &[Address],
 ) -> anyhow::Result<Batch> {
     let epoch = best.cursor.signer_epoch;
     let pending = match pending {
-        Pending::Signed { epoch: signed } if signed == epoch => return Ok(batch),
-        Pending::Signed { .. } => pending.voided()?,
-        Pending::Sealed | Pending::Broadcast { .. } => pending,
+        Pending::Signed { epoch: signed } if signed == epoch => pending,
+        Pending::Signed { .. } => pending.voided()?.signed(epoch)?,
+        Pending::Sealed | Pending::Broadcast { .. } | Pending::Stalled => pending.signed(epoch)?,
     };
-    let allowed = allowed(lane, best.cursor).await?;
     let confirmation = batch.confirmation(epoch);
     let threshold = usize::from(best.cursor.threshold);
     let (chain_id, registry) = (lane.key.chain_id, lane.key.registry);
     let signatures =
         lane.keys
             .attesters
-            .sign(&confirmation, chain_id, registry, &allowed, threshold);
+            .sign(&confirmation, chain_id, registry, allowed, threshold);
     let signatures = signatures.ok_or_else(|| {
         anyhow::anyhow!(
             "the registry wants {threshold} attesters, {} are here",
             allowed.len()
         )
     })?;
-    batch.state = State::Pending(pending.signed(epoch)?);
-    batch.signed_after = batch.signed_after.or(Some(best.final_number));
+    batch.state = State::Pending(pending);
+    batch.signed_after = batch.signed_after.or(Some(lane.final_block));
     let now = lane.clock.now();
     let mut client = lane.session.client().await?;
     let transaction = lane.session.begin(&mut client).await?;
@@ -104,7 +114,8 @@ async fn sign(
     Ok(batch)
 }
 
-/// Our attesters that may sign in the present epoch; asked once an epoch.
+/// Our attesters that may sign in the present epoch. Asked once an epoch, and again where the
+/// answer leaves too few or a batch reverted: one wrong answer must not stay.
 async fn allowed(lane: &mut Lane, cursor: Cursor) -> anyhow::Result<Vec<Address>> {
     if let Some((epoch, allowed)) = &lane.confirmers
         && *epoch == cursor.signer_epoch
@@ -115,12 +126,20 @@ async fn allowed(lane: &mut Lane, cursor: Cursor) -> anyhow::Result<Vec<Address>
         .chain
         .confirmers(&lane.keys.attesters.addresses())
         .await?;
-    lane.confirmers = Some((cursor.signer_epoch, allowed.clone()));
+    if allowed.len() >= usize::from(cursor.threshold) {
+        lane.confirmers = Some((cursor.signer_epoch, allowed.clone()));
+    }
     Ok(allowed)
 }
 
 /// Takes a nonce for the signed batch and keeps the transaction's bytes; nobody has seen them yet.
-async fn write_down(lane: &Lane, best: &Report, batch: Batch) -> anyhow::Result<()> {
+async fn write_down(
+    lane: &Lane,
+    view: &View,
+    batch: Batch,
+    allowed: &[Address],
+) -> anyhow::Result<()> {
+    let best = view.best();
     let State::Pending(pending @ Pending::Signed { epoch }) = batch.state else {
         anyhow::bail!(
             "batch {} is {}, not signed",
@@ -129,17 +148,19 @@ async fn write_down(lane: &Lane, best: &Report, batch: Batch) -> anyhow::Result<
         );
     };
     let mut client = lane.session.client().await?;
-    let signatures = batches::signatures(&client, lane.id, batch.number, epoch).await?;
+    let threshold = best.cursor.threshold;
+    let of = (batch.number, epoch);
+    let signatures = batches::signatures(&client, lane.id, of, allowed, threshold).await?;
     let gas_limit = gas_limit(signatures.len());
     let input = chain::confirm_batch(batch.confirmation(epoch), signatures);
     let gas_key = lane.keys.gas.address();
     if batch.number == best.cursor.next_batch {
         // Only the next batch can be tried without sending it; a refusal would cost gas for ever.
-        lane.chain.simulate(gas_key, &input).await?;
+        lane.chain.simulate(gas_key, &input, gas_limit).await?;
     }
     let transaction = lane.session.begin(&mut client).await?;
     let own_next = lane.row(&transaction).await?.next_nonce;
-    let nonce = Nonce::for_new_work(own_next, best.nonce);
+    let nonce = Nonce::for_new_work(own_next, view.agreed_nonce())?;
     let fees = Fees::first(best.market, lane.options.fee_cap());
     let to = TxKind::Call(lane.key.registry);
     let order = Order {
@@ -164,15 +185,16 @@ async fn write_down(lane: &Lane, best: &Report, batch: Batch) -> anyhow::Result<
     Ok(())
 }
 
-/// Sends every transaction whose nonce the chain has not gone past, where it is due.
-async fn send_outstanding(lane: &Lane, best: &Report) -> anyhow::Result<()> {
+/// Sends every transaction whose nonce some endpoint's chain has not gone past, where it is due.
+async fn send_outstanding(lane: &Lane, view: &View) -> anyhow::Result<()> {
     let client = lane.session.client().await?;
     let gas_key = lane.keys.gas.address();
-    let outstanding = transactions::outstanding(&client, lane.id, gas_key, best.nonce).await?;
+    let (spent_below, pooled_below) = (view.spent_below(), view.pooled_below());
+    let outstanding = transactions::outstanding(&client, lane.id, gas_key, spent_below).await?;
     drop(client);
     let gap = outstanding
         .first()
-        .map_or(0, |it| Nonce::gap(best.nonce, it.attempt.nonce));
+        .map_or(0, |it| Nonce::gap(spent_below, it.attempt.nonce));
     metrics::gauge!("relayer_nonce_gap").set(u32::try_from(gap).unwrap_or(u32::MAX));
     if gap > 0 {
         warn!(
@@ -183,10 +205,11 @@ async fn send_outstanding(lane: &Lane, best: &Report) -> anyhow::Result<()> {
     let stall = lane.options.stall();
     for it in outstanding {
         let now = lane.clock.now();
-        match it.step(now, best.nonce, best.pending_nonce, stall) {
+        let is_head = view.waits_for(it.attempt.nonce);
+        match it.step(now, is_head, pooled_below, stall) {
             Step::Wait => {}
             Step::Send => send(lane, &it.attempt).await?,
-            Step::Raise => raise(lane, best, &it).await?,
+            Step::Raise => raise(lane, view.best(), &it).await?,
         }
     }
     Ok(())

@@ -2,12 +2,17 @@
 //!
 //! Presence is believed from any endpoint that is not behind us, with the block's hash. Absence is
 //! believed only when every one of them says so, by its logs and by the contract's own cursor.
+//! What cannot be taken back easily (finality, absence, a nonce past our own, a stranger's batch
+//! under our number) takes a quorum: two, wherever two endpoints are configured.
 
 use std::collections::BTreeMap;
 
 use alloy::primitives::B256;
 
 use crate::{fees::Market, nonce::Nonce};
+
+/// How many endpoints must say what cannot be taken back easily, where so many are configured.
+const QUORUM: usize = 2;
 
 /// A block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,9 +75,23 @@ pub struct Report {
     pub confirmed: BTreeMap<u64, Confirmed>,
 }
 
-/// The reports of the endpoints that are not behind us, highest head first; never empty.
+/// Which batches' logs are looked for, and how deep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sought {
+    /// The first batch.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+    /// The lowest block that may hold any of them.
+    pub from_block: u64,
+}
+
+/// The reports of the endpoints that may be believed, highest head first; never empty.
 #[derive(Clone, Debug)]
-pub struct View(Vec<Report>);
+pub struct View {
+    reports: Vec<Report>,
+    quorum: usize,
+}
 
 /// What is known of one batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +107,8 @@ pub enum Sighting {
     Absent {
         /// The smallest any endpoint says.
         next_nonce: Nonce,
+        /// Whether the contract waits for this very batch.
+        is_next: bool,
     },
     /// Another batch stands under its number: for a person to look at.
     Foreign,
@@ -96,28 +117,60 @@ pub enum Sighting {
 }
 
 impl View {
-    /// The reports with a head at or above `watermark`, the highest block we ever saw; `None`
-    /// when there are none, since then nothing can be said.
+    /// What these reports show together; `None` when there are none, since then nothing can be
+    /// said.
     #[must_use]
-    pub fn new(reports: Vec<Report>, watermark: u64) -> Option<Self> {
-        let mut reports: Vec<Report> = reports
-            .into_iter()
-            .filter(|report| report.head.number >= watermark)
-            .collect();
+    pub fn new(mut reports: Vec<Report>, quorum: usize) -> Option<Self> {
         reports.sort_by_key(|report| std::cmp::Reverse(report.head.number));
-        (!reports.is_empty()).then_some(Self(reports))
+        (!reports.is_empty()).then_some(Self { reports, quorum })
     }
 
     /// The report of the highest head.
     #[must_use]
     pub fn best(&self) -> &Report {
-        &self.0[0]
+        &self.reports[0]
+    }
+
+    /// The gas key's next nonce, the smallest that any endpoint says: what is below is spent.
+    #[must_use]
+    pub fn spent_below(&self) -> Nonce {
+        let nonces = self.reports.iter().map(|report| report.nonce);
+        nonces.min().unwrap_or_default()
+    }
+
+    /// Below this nonce every pool has a transaction.
+    #[must_use]
+    pub fn pooled_below(&self) -> Nonce {
+        let nonces = self.reports.iter().map(|report| report.pending_nonce);
+        nonces.min().unwrap_or_default()
+    }
+
+    /// Whether some endpoint waits for this nonce next.
+    #[must_use]
+    pub fn waits_for(&self, nonce: Nonce) -> bool {
+        self.reports.iter().any(|report| report.nonce == nonce)
+    }
+
+    /// The gas key's next nonce, where a quorum answers and nobody differs.
+    #[must_use]
+    pub fn agreed_nonce(&self) -> Option<Nonce> {
+        let nonce = self.best().nonce;
+        let agreed = self.reports.iter().all(|report| report.nonce == nonce);
+        (agreed && self.reports.len() >= self.quorum).then_some(nonce)
+    }
+
+    /// The number of the next batch, the greatest that any endpoint says: no endpoint has a log
+    /// from there on.
+    #[must_use]
+    pub fn uncovered_from(&self) -> u64 {
+        let cursors = self.reports.iter().map(|report| report.cursor.next_batch);
+        cursors.max().unwrap_or_default()
     }
 
     /// Whether the endpoints at one height name different blocks.
     #[must_use]
     pub fn disagrees(&self) -> bool {
-        self.0.windows(2).any(|two| {
+        self.reports.windows(2).any(|two| {
             two[0].head.number == two[1].head.number && two[0].head.hash != two[1].head.hash
         })
     }
@@ -125,30 +178,38 @@ impl View {
     /// What is known of the batch with this number and commitment.
     #[must_use]
     pub fn sighting(&self, number: u64, commitment: B256) -> Sighting {
-        for report in &self.0 {
-            if let Some(log) = report.confirmed.get(&number) {
-                if log.commitment != commitment {
-                    return Sighting::Foreign;
-                }
-                let is_final = log.at.block.number <= report.final_number;
-                return Sighting::Confirmed {
-                    at: log.at,
-                    is_final,
-                };
-            }
-        }
-        if self
-            .0
+        let logs = self
+            .reports
             .iter()
-            .any(|report| report.cursor.next_batch > number)
-        {
+            .filter_map(|report| Some((report, report.confirmed.get(&number)?)));
+        let (ours, foreign): (Vec<_>, Vec<_>) =
+            logs.partition(|(_, log)| log.commitment == commitment);
+        if foreign.len() >= self.quorum {
+            return Sighting::Foreign;
+        }
+        let holders = |at: Inclusion| ours.iter().filter(move |(_, log)| log.at == at);
+        // Of places that equally many name, the last maximum is the one of the highest head.
+        let places = ours.iter().rev().map(|(_, log)| log.at);
+        if let Some(at) = places.max_by_key(|at| holders(*at).count()) {
+            let is_final = |(report, _): &&(&Report, _)| at.block.number <= report.final_number;
+            let is_final = holders(at).filter(is_final).count() >= self.quorum;
+            return Sighting::Confirmed { at, is_final };
+        }
+        let next_batch = self.uncovered_from();
+        if !foreign.is_empty() || next_batch > number || self.reports.len() < self.quorum {
             return Sighting::Unknown;
         }
-        let next_nonce = self.0.iter().map(|report| report.nonce).min();
         Sighting::Absent {
-            next_nonce: next_nonce.unwrap_or_default(),
+            next_nonce: self.spent_below(),
+            is_next: next_batch == number,
         }
     }
+}
+
+/// How many of `endpoints` must say what cannot be taken back easily.
+#[must_use]
+pub fn quorum(endpoints: usize) -> usize {
+    endpoints.clamp(1, QUORUM)
 }
 
 #[cfg(test)]
@@ -194,59 +255,89 @@ mod tests {
         report
     }
 
-    #[test]
-    fn an_endpoint_behind_us_is_not_heard() {
-        assert!(View::new(vec![report(9, 0)], 10).is_none());
-        let view = View::new(vec![report(9, 0), report(10, 3)], 10).unwrap();
-        assert_eq!(
-            view.sighting(1, OURS),
-            Sighting::Absent {
-                next_nonce: Nonce::new(3)
-            }
-        );
+    fn absent(next_nonce: u64, is_next: bool) -> Sighting {
+        let next_nonce = Nonce::new(next_nonce);
+        Sighting::Absent {
+            next_nonce,
+            is_next,
+        }
+    }
+
+    fn is_final(sighting: Sighting) -> Option<bool> {
+        match sighting {
+            Sighting::Confirmed { is_final, .. } => Some(is_final),
+            _ => None,
+        }
     }
 
     #[test]
     fn presence_is_believed_from_any_absence_only_from_all() {
         let seen = with_batch(report(10, 1), 1, 9, OURS);
-        let view = View::new(vec![report(11, 1), seen], 10).unwrap();
+        let view = View::new(vec![report(11, 1), seen], 2).unwrap();
+        assert_eq!(is_final(view.sighting(1, OURS)), Some(false));
+        let view = View::new(vec![report(11, 1), report(10, 0)], 2).unwrap();
+        assert_eq!(view.sighting(1, OURS), absent(0, true));
+        assert_eq!(view.sighting(2, OURS), absent(0, false));
+    }
+
+    #[test]
+    fn what_only_one_of_two_says_is_neither_final_nor_absent_nor_foreign() {
+        let seen = || with_batch(report(10, 1), 1, 8, OURS);
+        let view = View::new(vec![report(11, 1), seen()], 2).unwrap();
+        assert_eq!(is_final(view.sighting(1, OURS)), Some(false));
+        let view = View::new(vec![seen()], 2).unwrap();
+        assert_eq!(is_final(view.sighting(1, OURS)), Some(false));
+        let view = View::new(vec![seen(), seen()], 2).unwrap();
+        assert_eq!(is_final(view.sighting(1, OURS)), Some(true));
+        let view = View::new(vec![report(10, 1)], 2).unwrap();
+        assert_eq!(view.sighting(1, OURS), Sighting::Unknown);
+        let theirs = with_batch(report(10, 1), 1, 8, B256::repeat_byte(2));
+        let view = View::new(vec![theirs.clone(), report(9, 1)], 2).unwrap();
+        assert_eq!(view.sighting(1, OURS), Sighting::Unknown);
+        let view = View::new(vec![theirs.clone(), theirs], 2).unwrap();
+        assert_eq!(view.sighting(1, OURS), Sighting::Foreign);
+    }
+
+    #[test]
+    fn of_two_places_the_one_that_more_endpoints_name_counts() {
+        let honest = || with_batch(report(10, 1), 1, 8, OURS);
+        let mut liar = with_batch(report(12, 1), 1, 3, OURS);
+        liar.final_number = 12;
+        let view = View::new(vec![liar, honest(), honest()], 2).unwrap();
+        let sighting = view.sighting(1, OURS);
         assert!(matches!(
-            view.sighting(1, OURS),
-            Sighting::Confirmed {
-                is_final: false,
-                ..
-            }
+            sighting,
+            Sighting::Confirmed { at, is_final: true } if at.block.number == 8
         ));
-        let view = View::new(vec![report(11, 1), report(10, 0)], 10).unwrap();
-        assert_eq!(
-            view.sighting(1, OURS),
-            Sighting::Absent {
-                next_nonce: Nonce::new(0)
-            }
-        );
+    }
+
+    #[test]
+    fn a_nonce_is_agreed_when_a_quorum_answers_and_nobody_differs() {
+        let view = |reports| View::new(reports, 2).unwrap();
+        let agreed = view(vec![report(10, 3), report(10, 3)]).agreed_nonce();
+        assert_eq!(agreed, Some(Nonce::new(3)));
+        let differing = view(vec![report(10, 3), report(10, 3), report(11, 1 << 40)]);
+        assert_eq!(differing.agreed_nonce(), None);
+        assert_eq!(differing.spent_below(), Nonce::new(3));
+        assert!(differing.waits_for(Nonce::new(3)));
+        assert_eq!(view(vec![report(10, 3)]).agreed_nonce(), None, "one of two");
     }
 
     #[test]
     fn a_cursor_past_the_batch_without_its_log_proves_nothing() {
         let mut quiet = report(10, 1);
         quiet.cursor.next_batch = 2;
-        let view = View::new(vec![quiet], 0).unwrap();
+        let view = View::new(vec![quiet], 1).unwrap();
         assert_eq!(view.sighting(1, OURS), Sighting::Unknown);
     }
 
     #[test]
-    fn final_is_by_the_clock_of_the_endpoint_that_saw_it() {
-        let view = View::new(vec![with_batch(report(10, 1), 1, 8, OURS)], 0).unwrap();
-        assert!(matches!(
-            view.sighting(1, OURS),
-            Sighting::Confirmed { is_final: true, .. }
-        ));
-    }
-
-    #[test]
-    fn another_content_under_our_number_is_foreign() {
+    fn an_only_endpoint_is_believed_alone() {
+        assert_eq!((quorum(1), quorum(2), quorum(5)), (1, 2, 2));
+        let view = View::new(vec![with_batch(report(10, 1), 1, 8, OURS)], 1).unwrap();
+        assert_eq!(is_final(view.sighting(1, OURS)), Some(true));
         let theirs = B256::repeat_byte(2);
-        let view = View::new(vec![with_batch(report(10, 1), 1, 8, theirs)], 0).unwrap();
+        let view = View::new(vec![with_batch(report(10, 1), 1, 8, theirs)], 1).unwrap();
         assert_eq!(view.sighting(1, OURS), Sighting::Foreign);
     }
 }

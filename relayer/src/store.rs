@@ -167,7 +167,7 @@ pub async fn advance_cursor(
     Ok(())
 }
 
-/// A number as `bigint`.
+/// A number as `bigint`. What endpoints say is held against that bound where it is read.
 pub(crate) fn big(number: u64) -> i64 {
     i64::try_from(number).expect("batches, sequences, blocks, nonces and chain ids stay below 2^63")
 }

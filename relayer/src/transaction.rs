@@ -141,20 +141,27 @@ impl Attempt {
 }
 
 impl Outstanding {
-    /// What to do now, where the chain's next nonce is `head` and the pool's is `pool`. Only the
-    /// head's price is raised: the ones behind it wait for it, not for a better offer.
+    /// What to do now, where the chain waits for this very nonce or not, and every pool has the
+    /// nonces below `pooled_below`. Only the head's price is raised: the ones behind it wait for
+    /// it, not for a better offer.
     #[must_use]
-    pub fn step(&self, now: Timestamp, head: Nonce, pool: Nonce, stall: SignedDuration) -> Step {
+    pub fn step(
+        &self,
+        now: Timestamp,
+        is_head: bool,
+        pooled_below: Nonce,
+        stall: SignedDuration,
+    ) -> Step {
         let Some(broadcast_at) = self.broadcast_at else {
             return Step::Send;
         };
         let nonce = self.attempt.nonce;
         let stalled = now.duration_since(self.created_at) >= stall;
-        if nonce == head && (stalled || self.verdict == Some(Verdict::RaiseFees)) {
+        if is_head && (stalled || self.verdict == Some(Verdict::RaiseFees)) {
             return Step::Raise;
         }
         let since = now.duration_since(broadcast_at);
-        let missing = nonce >= pool && since >= RESEND_MISSING;
+        let missing = nonce >= pooled_below && since >= RESEND_MISSING;
         if missing || since >= RESEND_ANYWAY {
             Step::Send
         } else {
@@ -220,7 +227,7 @@ mod tests {
         let stall = SignedDuration::from_secs(20);
         it.step(
             now.parse().unwrap(),
-            Nonce::new(head),
+            it.attempt.nonce == Nonce::new(head),
             Nonce::new(pool),
             stall,
         )

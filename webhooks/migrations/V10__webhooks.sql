@@ -4,7 +4,8 @@ CREATE TABLE webhooks.endpoints (
     endpoint_id     uuid PRIMARY KEY,
     tenant_id       uuid        NOT NULL,
     url             text        NOT NULL,
-    events          text[]      NOT NULL,
+    -- A set of the six there are: each event reads this for every endpoint of its tenant.
+    events          text[]      NOT NULL CHECK (cardinality(events) BETWEEN 1 AND 6),
     description     text,
     enabled         boolean     NOT NULL DEFAULT true,
     disabled_reason text,
@@ -63,6 +64,8 @@ CREATE TABLE webhooks.deliveries (
 -- What a claim reads: the first few due to each endpoint, and those under way.
 CREATE INDEX deliveries_due ON webhooks.deliveries (endpoint_id, next_attempt_at, message_id)
     WHERE status = 'PENDING';
+-- What an endpoint that is enabled again is owed.
+CREATE INDEX deliveries_held ON webhooks.deliveries (endpoint_id) WHERE status = 'HELD';
 CREATE INDEX deliveries_under_way ON webhooks.deliveries (endpoint_id, lease_expires_at)
     WHERE lease_expires_at IS NOT NULL;
 CREATE INDEX deliveries_tenant ON webhooks.deliveries (tenant_id, message_id DESC);

@@ -8,10 +8,14 @@ use contracts::{
     api::{jobs::JobEventType, webhooks::EVENTS},
     problem::{Code, Problem},
 };
-use ops::{clock::Clock, config::Key32, postgres::Pool};
+use ops::{
+    clock::Clock,
+    config::Key32,
+    postgres::{Pool, explain, is_outage},
+};
 use uuid::Uuid;
 
-use crate::guard::Guard;
+use crate::{delivery::Standing, guard::Guard};
 
 mod attempts;
 mod create;
@@ -20,6 +24,9 @@ mod endpoints;
 mod replay;
 mod rotate;
 mod test;
+
+/// Seconds after which a caller may try again when the database is briefly not there.
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// What the handlers share.
 #[derive(Clone, Debug)]
@@ -69,7 +76,7 @@ pub fn router(state: Api) -> Router {
 }
 
 /// Anything that goes wrong in a handler: a problem for the client, or a fault of ours, which is
-/// logged here once and told as a 500 that says nothing.
+/// logged here once and told as a 500 that says nothing, or a 503 where it will pass.
 enum ApiError {
     Problem(Problem),
     Internal(anyhow::Error),
@@ -80,8 +87,13 @@ impl axum::response::IntoResponse for ApiError {
         match self {
             Self::Problem(problem) => problem.into_response(),
             Self::Internal(cause) => {
-                tracing::error!(error = format!("{cause:#}"), "request failed");
-                Problem::internal().into_response()
+                tracing::error!(error = explain(&cause), "request failed");
+                if !is_outage(cause.as_ref()) {
+                    return Problem::internal().into_response();
+                }
+                Problem::new(Code::ServiceUnavailable, "Try again shortly.")
+                    .with_retry_after(RETRY_AFTER_SECONDS)
+                    .into_response()
             }
         }
     }
@@ -113,6 +125,15 @@ impl From<anyhow::Error> for ApiError {
 
 fn not_found(what: &str) -> ApiError {
     Problem::new(Code::NotFound, format!("There is no such {what}.")).into()
+}
+
+/// Why nothing can be queued for an endpoint that is not sent to.
+fn not_sent_to(endpoint: Standing) -> ApiError {
+    let detail = match endpoint {
+        Standing::Deleted => "The endpoint was deleted: nothing is sent to it any more.",
+        _ => "The endpoint is disabled: enable it first.",
+    };
+    Problem::new(Code::Conflict, detail).into()
 }
 
 /// Where a page begins: the id in the cursor, or above all ids.

@@ -152,7 +152,7 @@ impl Report {
             causes.push(cause.to_string());
             next = cause.source();
         }
-        let error = Some(causes.join(": "));
+        let error = Some(without_nul(&causes.join(": ")));
         Self {
             outcome: Outcome::Failed(None),
             status: None,
@@ -191,8 +191,12 @@ async fn beginning(mut response: Response) -> String {
             break;
         }
     }
-    // Postgres text holds no NUL.
-    String::from_utf8_lossy(&kept).replace('\0', "␀")
+    without_nul(&String::from_utf8_lossy(&kept))
+}
+
+/// Postgres text holds no NUL.
+fn without_nul(text: &str) -> String {
+    text.replace('\0', "␀")
 }
 
 impl Resolve for Resolver {

@@ -2,8 +2,12 @@
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
-use ops::config::{
-    CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, Key32, LogOptions, ProcessOptions,
+use ops::{
+    config::{
+        CommandOptions, DatabaseOptions, HttpOptions, KafkaOptions, Key32, LogOptions,
+        ProcessOptions,
+    },
+    inbox::letters::DeadLetters,
 };
 
 /// Tells tenants what happened to their jobs, by signed webhooks.
@@ -24,6 +28,9 @@ pub enum Command {
     Worker(WorkerOptions),
     /// Create or update the database schema.
     Migrate(CommandOptions),
+    /// Show the Kafka records that could not be taken in, or hand them in again.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Validate the worker's configuration and reach for what it needs.
     Check(WorkerOptions),
 }
@@ -83,6 +90,7 @@ impl Command {
             Self::Api(options) => &options.http.process.log,
             Self::Worker(options) | Self::Check(options) => &options.process.log,
             Self::Migrate(options) => &options.log,
+            Self::DeadLetters(letters) => letters.log(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A delivery: one event for one endpoint. Its states, the moves between them, and the schedule of
 //! its retries; no clock, no I/O.
 //!
-//! `Pending → Delivered | Failed | Pending (later) | Held`, and back to `Pending` by replay.
+//! `Pending → Delivered | Failed | Pending (later)` by an attempt, `Pending ↔ Held` as the endpoint
+//! is disabled and enabled, `Pending | Held → Failed` when it is deleted, and `Pending` by replay.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -33,6 +34,17 @@ pub enum Outcome {
     Refused,
 }
 
+/// Whether an endpoint is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is.
+    Enabled,
+    /// Not now: what it is owed is kept.
+    Disabled,
+    /// Never again.
+    Deleted,
+}
+
 /// How far a delivery is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -51,14 +63,34 @@ pub enum Delivery {
     Held,
 }
 
-impl Delivery {
-    /// A new delivery, due at once, or kept when the endpoint is disabled.
+impl Standing {
+    /// That of an endpoint which is not deleted.
     #[must_use]
-    pub fn queue(now: Timestamp, enabled: bool) -> Self {
+    pub fn of(enabled: bool) -> Self {
         if enabled {
-            Self::Pending { tries: 0, due: now }
+            Self::Enabled
         } else {
-            Self::Held
+            Self::Disabled
+        }
+    }
+}
+
+impl Delivery {
+    /// A new delivery, due at once if its endpoint is sent to.
+    #[must_use]
+    pub fn queue(now: Timestamp, endpoint: Standing) -> Self {
+        Self::Pending { tries: 0, due: now }.follow(endpoint, now)
+    }
+
+    /// Where a delivery is once its endpoint stands so: what waits is kept while the endpoint is
+    /// disabled, due when it is enabled, and given up when it is deleted.
+    #[must_use]
+    pub fn follow(self, endpoint: Standing, now: Timestamp) -> Self {
+        match (self, endpoint) {
+            (Self::Pending { .. }, Standing::Disabled) => Self::Held,
+            (Self::Held, Standing::Enabled) => Self::Pending { tries: 0, due: now },
+            (Self::Pending { .. } | Self::Held, Standing::Deleted) => Self::Failed,
+            (same, _) => same,
         }
     }
 
@@ -106,7 +138,7 @@ mod tests {
 
     fn failing_until_given_up(jitter: f64) -> Vec<SignedDuration> {
         let mut pauses = Vec::new();
-        let (mut delivery, mut now) = (Delivery::queue(NOW, true), NOW);
+        let (mut delivery, mut now) = (Delivery::queue(NOW, Standing::Enabled), NOW);
         while let Delivery::Pending { .. } = delivery {
             delivery = delivery.attempted(&Outcome::Failed(None), now, jitter);
             if let Delivery::Pending { due, .. } = delivery {
@@ -126,12 +158,28 @@ mod tests {
     #[test]
     fn a_refusal_and_a_410_are_not_retried_and_a_replay_starts_anew() {
         for outcome in [Outcome::Refused, Outcome::Gone] {
-            let ended = Delivery::queue(NOW, true).attempted(&outcome, NOW, 0.0);
+            let ended = Delivery::queue(NOW, Standing::Enabled).attempted(&outcome, NOW, 0.0);
             assert_eq!(ended, Delivery::Failed);
-            assert_eq!(ended.replay(NOW), Delivery::queue(NOW, true));
+            assert_eq!(ended.replay(NOW), Delivery::queue(NOW, Standing::Enabled));
         }
-        let held = Delivery::queue(NOW, false);
+        let held = Delivery::queue(NOW, Standing::Disabled);
         assert_eq!(held.attempted(&Outcome::Accepted, NOW, 0.0), Delivery::Held);
+    }
+
+    #[test]
+    fn what_waits_goes_where_its_endpoint_goes_and_what_ended_stays() {
+        let pending = Delivery::queue(NOW, Standing::Enabled);
+        let held = pending.follow(Standing::Disabled, NOW);
+        assert_eq!(held, Delivery::Held);
+        assert_eq!(held.follow(Standing::Enabled, NOW), pending);
+        for waiting in [pending, held] {
+            assert_eq!(waiting.follow(Standing::Deleted, NOW), Delivery::Failed);
+        }
+        for ended in [Delivery::Failed, Delivery::Delivered(NOW)] {
+            for standing in [Standing::Enabled, Standing::Disabled, Standing::Deleted] {
+                assert_eq!(ended.follow(standing, NOW), ended);
+            }
+        }
     }
 
     proptest! {
@@ -146,7 +194,7 @@ mod tests {
         fn retry_after_only_lengthens_a_pause(seconds in 0..200_000_i64) {
             let asked = SignedDuration::from_secs(seconds);
             let outcome = Outcome::Failed(Some(asked));
-            let next = Delivery::queue(NOW, true).attempted(&outcome, NOW, 0.0);
+            let next = Delivery::queue(NOW, Standing::Enabled).attempted(&outcome, NOW, 0.0);
             let Delivery::Pending { due, .. } = next else { panic!("{next:?}") };
             let wanted = asked.min(RETRY_AFTER_MAX).max(RETRY_PAUSES[0]);
             prop_assert_eq!(due.duration_since(NOW), wanted);

@@ -11,7 +11,7 @@ use contracts::{
 use deadpool_postgres::Transaction;
 use ops::{
     clock::Clock,
-    inbox::{Event, Handler, Poison},
+    inbox::{Event, Handler, Handling, Poison},
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -23,6 +23,16 @@ use crate::store;
 pub struct Intake {
     /// The clock that dates deliveries.
     pub clock: Clock,
+}
+
+/// What is done with the events of jobs.
+#[must_use]
+pub fn handling(clock: Clock) -> Handling<Intake> {
+    Handling {
+        name: "webhooks",
+        topics: &[event::JOBS_EVENTS],
+        handler: Intake { clock },
+    }
 }
 
 /// An event of a job, ready to be told.

@@ -10,7 +10,7 @@ use ops::{
     inbox::Consumer,
     postgres,
     process::{self, Process},
-    telemetry,
+    retention, telemetry,
 };
 use webhooks::{
     SCHEMA,
@@ -18,8 +18,7 @@ use webhooks::{
     client::Sender,
     config::{ApiOptions, Cli, Command, WorkerOptions},
     guard::Guard,
-    intake::Intake,
-    migrations,
+    intake, migrations,
     worker::Worker,
 };
 
@@ -38,6 +37,10 @@ async fn run(command: Command, process: Process) -> anyhow::Result<ExitCode> {
         Command::Worker(options) => work(process, options).await,
         Command::Migrate(options) => {
             process::migrate(&options.database, SCHEMA, &migrations()).await
+        }
+        Command::DeadLetters(letters) => {
+            let handling = intake::handling(Clock::system());
+            letters.run(SCHEMA, &migrations(), &[handling]).await
         }
         Command::Check(options) => {
             Sender::new(Guard::new(options.delivery.allow_private_cidrs))?;
@@ -81,12 +84,8 @@ async fn work(process: Process, options: WorkerOptions) -> anyhow::Result<ExitCo
     let consumer = Consumer {
         pool: pool.clone(),
         schema: SCHEMA,
-        name: "webhooks",
         kafka: options.kafka,
-        topics: &[event::JOBS_EVENTS],
-        handler: Intake {
-            clock: clock.clone(),
-        },
+        handling: intake::handling(clock.clone()),
         ready,
     };
     let sender = Sender::new(Guard::new(options.delivery.allow_private_cidrs))?;
@@ -99,6 +98,8 @@ async fn work(process: Process, options: WorkerOptions) -> anyhow::Result<ExitCo
         slots: options.slots,
     };
     let lifecycle = process.lifecycle.clone();
+    let retention = retention::run(worker.pool.clone(), SCHEMA, lifecycle.stopping());
+    lifecycle.spawn("retention", retention);
     lifecycle.spawn("intake", consumer.run(lifecycle.stopping()));
     lifecycle.spawn("deliveries", worker.run(lifecycle.stopping()));
     process.run_until_stopped(&options.process, readiness).await

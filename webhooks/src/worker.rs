@@ -13,13 +13,14 @@ use uuid::Uuid;
 
 use crate::{
     client::{Report, Sender, TOTAL_DEADLINE, Webhook},
-    delivery::Outcome,
+    delivery::{Outcome, Standing},
     share::{Slots, share_out},
     sign::Secret,
     store::{
         attempts,
         claims::{self, Claimed},
-        deliveries, endpoints, health,
+        deliveries::{self, Reach},
+        endpoints, health,
     },
 };
 use contracts::id::MessageId;
@@ -71,7 +72,10 @@ impl Worker {
                     }
                 }
                 Err(cause) => {
-                    warn!(error = format!("{cause:#}"), "cannot claim deliveries");
+                    warn!(
+                        error = ops::postgres::explain(&cause),
+                        "cannot claim deliveries"
+                    );
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = tokio::time::sleep(RETRY_PAUSE) => {}
@@ -119,7 +123,10 @@ impl Worker {
             metrics::counter!("webhooks_attempts_total", "outcome" => outcome).increment(1);
             if let Err(cause) = self.record(&claimed, started, &report).await {
                 // The lease runs out and the delivery is sent again: at least once.
-                warn!(error = format!("{cause:#}"), "cannot record an attempt");
+                warn!(
+                    error = ops::postgres::explain(&cause),
+                    "cannot record an attempt"
+                );
             }
         };
         work.instrument(span).await;
@@ -179,25 +186,37 @@ impl Worker {
     ) -> anyhow::Result<()> {
         let now = self.clock.now();
         let jitter = rand::rng().random_range(-1.0..=1.0);
-        let next = claimed.delivery.attempted(&report.outcome, now, jitter);
+        let attempted = claimed.delivery.attempted(&report.outcome, now, jitter);
         let took = i64::try_from(now.duration_since(started).as_millis())?;
         let (message, error) = (claimed.lease.id, report.error.as_deref());
         let mut client = self.pool.get().await?;
         let transaction = client.transaction().await?;
         attempts::finish(&transaction, message, claimed.attempt, took, report).await?;
+        // The endpoint's row before its deliveries', as everyone locks them.
+        let endpoint = claimed.endpoint;
+        let gone = report.outcome == Outcome::Gone;
+        if gone {
+            let disabled = Standing::Disabled;
+            deliveries::follow(&transaction, endpoint, disabled, Reach::Idle, now).await?;
+        }
+        health::attempted(&transaction, endpoint, &report.outcome, now).await?;
+        if gone {
+            let (disabled, reason) = (Standing::Disabled, "the endpoint answered 410 Gone");
+            endpoints::disable(&transaction, endpoint, reason, now).await?;
+            deliveries::follow(&transaction, endpoint, disabled, Reach::All, now).await?;
+        }
         match deliveries::leases()
             .guard(&transaction, &claimed.lease)
             .await
         {
-            Ok(()) => deliveries::settle(&transaction, message, next, error).await?,
+            Ok(()) => {
+                let standing = endpoints::standing(&transaction, endpoint).await?;
+                let next = attempted.follow(standing, now);
+                deliveries::settle(&transaction, message, next, error).await?;
+            }
             // Sent late or replayed meanwhile: the attempt is on record, its effect is another's.
             Err(LeaseError::Fenced) => warn!("the delivery's lease was lost"),
             Err(LeaseError::Postgres(error)) => return Err(error.into()),
-        }
-        health::attempted(&transaction, claimed.endpoint, &report.outcome, now).await?;
-        if report.outcome == Outcome::Gone {
-            let reason = "the endpoint answered 410 Gone";
-            endpoints::disable(&transaction, claimed.endpoint, reason, now).await?;
         }
         transaction.commit().await?;
         Ok(())

@@ -67,7 +67,7 @@ pub struct UpdateEndpoint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 256)]
     pub description: Option<String>,
-    /// Whether to send; events for a disabled endpoint are kept, and can be replayed.
+    /// Whether to send; what a disabled endpoint is owed is kept, and sent once it is enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
@@ -136,7 +136,7 @@ pub enum DeliveryStatus {
     Delivered,
     /// Given up; can be replayed.
     Failed,
-    /// Kept, because the endpoint is disabled; can be replayed.
+    /// Kept, because the endpoint is disabled; due once it is enabled.
     Held,
 }
 

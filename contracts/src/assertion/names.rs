@@ -73,6 +73,10 @@ impl Scope {
         Self::WebhooksWrite,
         Self::BillingRead,
     ];
+    /// Any one of these lets one read jobs; which jobs is for `Principal::may_read_job` to say.
+    pub const READ_JOBS: [Self; 3] = [Self::JobsRead, Self::JobsReadTeam, Self::JobsAdmin];
+    /// Any one of these lets one cancel jobs; which is for `Principal::may_cancel_job` to say.
+    pub const CANCEL_JOBS: [Self; 2] = [Self::JobsSubmit, Self::JobsAdmin];
 
     /// The scope as it stands in tokens.
     #[must_use]

@@ -79,7 +79,8 @@ impl Operation {
 
     /// Takes an `Idempotency-Key`.
     pub(super) fn idempotent(self, required: bool) -> Self {
-        let rule = "Repeating a request with its key gives the same answer, for 24 hours.";
+        let rule = "Repeating a request with its key gives the same answer for 24 hours; where the \
+            answer showed a secret, which is not kept, it gives 409.";
         let operation = self
             .header("Idempotency-Key", required, rule)
             .refuses(&[Code::IdempotencyConflict, Code::IdempotencyMismatch]);
@@ -122,11 +123,19 @@ impl Operation {
         self
     }
 
-    pub(super) fn body<T: ToSchema>(mut self) -> Self {
+    pub(super) fn body<T: ToSchema>(self) -> Self {
+        self.body_that::<T>(Required::True)
+    }
+
+    pub(super) fn optional_body<T: ToSchema>(self) -> Self {
+        self.body_that::<T>(Required::False)
+    }
+
+    fn body_that<T: ToSchema>(mut self, required: Required) -> Self {
         let content = Content::new(Some(self.schema::<T>()));
         let body = RequestBodyBuilder::new()
             .content("application/json", content)
-            .required(Some(Required::True));
+            .required(Some(required));
         self.builder = self.builder.request_body(Some(body.build()));
         self.refuses(&[Code::InvalidContentType, Code::PayloadTooLarge])
     }

@@ -127,7 +127,7 @@ fn endpoints() -> Vec<Operation> {
         .needs(write)
         .idempotent(false)
         .path_id::<EndpointId>("endpoint_id")
-        .body::<RotateSecret>()
+        .optional_body::<RotateSecret>()
         .answers::<SecretRotated>(200, "The new secret, shown this once."),
         post(TEST, "testEndpoint", "webhooks", "Send a test")
             .needs(write)

@@ -187,7 +187,7 @@ async fn a_body_is_bounded_and_must_be_json() {
 }
 
 #[tokio::test]
-async fn one_sees_ones_own_ones_teams_and_as_admin_every_job() {
+async fn one_reads_ones_own_ones_teams_and_as_admin_every_job_and_ends_only_ones_own() {
     let sees = async |scopes: &[Scope], team: Option<&str>| {
         let mut claims = claims("GET", "/see", b"");
         claims.scopes = scopes.to_vec();
@@ -196,10 +196,12 @@ async fn one_sees_ones_own_ones_teams_and_as_admin_every_job() {
             "/see",
             get(async |principal: Principal| {
                 Json([
-                    principal.sees("user_1", None),
-                    principal.sees("user_2", Some("blue")),
-                    principal.sees("user_2", Some("red")),
-                    principal.sees("user_2", None),
+                    principal.may_read_job("user_1", None),
+                    principal.may_read_job("user_2", Some("blue")),
+                    principal.may_read_job("user_2", Some("red")),
+                    principal.may_read_job("user_2", None),
+                    principal.may_cancel_job("user_1"),
+                    principal.may_cancel_job("user_2"),
                 ])
             }),
         );
@@ -209,15 +211,20 @@ async fn one_sees_ones_own_ones_teams_and_as_admin_every_job() {
             .body(Body::empty())
             .unwrap();
         let (_, answer, _) = read(guard.protect(routes).oneshot(request).await.unwrap()).await;
-        serde_json::from_value::<[bool; 4]>(answer).unwrap()
+        serde_json::from_value::<[bool; 6]>(answer).unwrap()
     };
     let read = Scope::JobsRead;
-    assert_eq!(
-        sees(&[read], Some("blue")).await,
-        [true, false, false, false]
-    );
+    let (yes, no) = (true, false);
+    let own = [yes, no, no, no, no, no];
+    assert_eq!(sees(&[read], Some("blue")).await, own);
     let team = [read, Scope::JobsReadTeam];
-    assert_eq!(sees(&team, Some("blue")).await, [true, true, false, false]);
-    assert_eq!(sees(&team, None).await, [true, false, false, false]);
-    assert_eq!(sees(&[read, Scope::JobsAdmin], None).await, [true; 4]);
+    assert_eq!(
+        sees(&team, Some("blue")).await,
+        [yes, yes, no, no, no, no],
+        "a team's members end only their own"
+    );
+    assert_eq!(sees(&team, None).await, own);
+    let submitter = sees(&[Scope::JobsSubmit], None).await;
+    assert_eq!(submitter, [yes, no, no, no, yes, no]);
+    assert_eq!(sees(&[Scope::JobsAdmin], None).await, [yes; 6]);
 }

@@ -7,7 +7,10 @@ use ops::testing::eventually;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::json;
 
-use crate::app::{self, App, job, problem};
+use crate::{
+    app::{self, App, job, problem},
+    upstream::Breaking,
+};
 
 async fn parts(response: Response) -> (u16, Option<String>, Option<String>, String) {
     let header = |name: &str| {
@@ -197,4 +200,23 @@ async fn reached(app: &App, count: usize) {
         async || (app.upstreams.seen.count() >= count).then_some(()),
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_request_whose_connection_broke_is_sent_again_only_where_the_upstream_keeps_a_record() {
+    let (jobs, webhooks) = (Breaking::start().await, Breaking::start().await);
+    let app = app::start(&[("JOBS_URL", &jobs.url), ("WEBHOOKS_URL", &webhooks.url)]).await;
+    for key in ["k1", "k2"] {
+        let response = app.submit(key, "a").await;
+        assert_eq!(response.status(), StatusCode::ACCEPTED);
+    }
+    // The second one twice.
+    assert_eq!(jobs.count(), 3);
+
+    let test = "/v1/webhooks/endpoints/ep_1/test";
+    let first = app.post(test, "k3", "").send().await.unwrap();
+    assert_eq!(first.status(), StatusCode::ACCEPTED);
+    let second = app.post(test, "k4", "").send().await.unwrap();
+    assert_eq!(problem(second).await["code"], "BAD_GATEWAY");
+    assert_eq!(webhooks.count(), 2);
 }

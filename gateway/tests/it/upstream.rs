@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,6 +26,10 @@ use contracts::{
 use futures::StreamExt as _;
 use ops::clock::Clock;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream},
+    net::{TcpListener, TcpStream},
+};
 
 /// What reached one upstream.
 #[derive(Clone, Default)]
@@ -40,6 +47,13 @@ pub(crate) struct Request {
 
 /// A request that was noted in [`Seen`], as handlers get it.
 struct Noted(Request);
+
+/// An upstream that answers the first request of each connection, and ends the connection with the
+/// second one unanswered.
+pub(crate) struct Breaking {
+    pub(crate) url: String,
+    seen: Arc<AtomicUsize>,
+}
 
 /// The four upstreams.
 pub(crate) struct Upstreams {
@@ -61,7 +75,7 @@ impl Upstreams {
             let clock = Clock::system();
             let guard = Guard::new(audience, &secret, move || clock.now(), |_, _| {});
             let router = guard.protect(routes(seen.clone()));
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             environment.insert(url, format!("http://{}", listener.local_addr().unwrap()));
             environment.insert(key, format!("{:02x}", secret[0]).repeat(32));
             #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
@@ -86,6 +100,62 @@ impl Seen {
     pub(crate) fn last(&self) -> Request {
         self.all().pop().expect("something reached the upstream")
     }
+}
+
+impl Breaking {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&seen);
+        #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve_one(stream, Arc::clone(&count)));
+            }
+        });
+        Self { url, seen }
+    }
+
+    /// How many requests arrived.
+    pub(crate) fn count(&self) -> usize {
+        self.seen.load(Ordering::SeqCst)
+    }
+}
+
+async fn serve_one(stream: TcpStream, count: Arc<AtomicUsize>) {
+    let mut stream = BufStream::new(stream);
+    for answered in [true, false] {
+        if !read_request(&mut stream).await {
+            return;
+        }
+        count.fetch_add(1, Ordering::SeqCst);
+        if answered {
+            let head = "HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\n";
+            let answer = format!("{head}content-length: 2\r\n\r\n{{}}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+    }
+}
+
+/// Reads a request whole; false when the connection ends first.
+async fn read_request(stream: &mut BufStream<TcpStream>) -> bool {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+            return false;
+        }
+        let line = line.trim().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(text) = line.strip_prefix("content-length:") {
+            length = text.trim().parse().unwrap();
+        }
+    }
+    stream.read_exact(&mut vec![0; length]).await.is_ok()
 }
 
 fn routes(seen: Seen) -> Router {

@@ -17,11 +17,10 @@ pub(super) async fn cancel(
     principal: Principal,
     Path(id): Path<String>,
 ) -> Result<Json<JobView>, Problem> {
-    principal.require(Scope::JobsSubmit)?;
+    principal.require_one_of(&Scope::CANCEL_JOBS)?;
     let record = api.visible(&principal, &id).await?;
     let facts = &record.job.facts;
-    // A team's members see each other's jobs, but end only their own.
-    if facts.subject != *principal.subject() && !principal.sees_whole_tenant() {
+    if !principal.may_cancel_job(facts.subject.as_str()) {
         return Err(Problem::new(
             Code::AccessDenied,
             "The job is another's: only seen, not ended.",

@@ -15,6 +15,7 @@ use axum::{
 };
 use contracts::{
     api::jobs::{JobEventView, JobView},
+    assertion::Scope,
     id::{JobId, TenantId},
     problem::{Code, Problem},
     server::{Path, Principal},
@@ -22,7 +23,7 @@ use contracts::{
 use futures::stream;
 use tokio::time::Instant;
 
-use super::{Api, require_reader, streams::Permit, view::view};
+use super::{Api, streams::Permit, view::view};
 use crate::{
     job::{Confirmation, Job, is_last},
     store::Told,
@@ -46,7 +47,7 @@ pub(super) async fn follow(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    require_reader(&principal)?;
+    principal.require_one_of(&Scope::READ_JOBS)?;
     let job = api.visible(&principal, &id).await?.job;
     let after = last_event_id(&headers)?;
     if after >= job.events && is_settled(&job) {

@@ -8,13 +8,14 @@ use contracts::{
         jobs::{JobView, ListJobsQuery},
         page_size,
     },
+    assertion::Scope,
     id::JobId,
     problem::{Code, Problem},
     server::{Json, Principal, Query},
 };
 use uuid::Uuid;
 
-use super::{Api, require_reader, view::view};
+use super::{Api, view::view};
 use crate::store::{Filter, Viewer};
 
 /// The jobs the caller sees, newest first.
@@ -23,7 +24,7 @@ pub(super) async fn list(
     principal: Principal,
     Query(query): Query<ListJobsQuery>,
 ) -> Result<Json<Page<JobView>>, Problem> {
-    require_reader(&principal)?;
+    principal.require_one_of(&Scope::READ_JOBS)?;
     let viewer = Viewer {
         tenant: principal.tenant(),
         everything: principal.sees_whole_tenant(),

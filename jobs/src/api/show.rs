@@ -3,11 +3,12 @@
 use axum::extract::State;
 use contracts::{
     api::jobs::JobView,
+    assertion::Scope,
     problem::Problem,
     server::{Json, Path, Principal},
 };
 
-use super::{Api, require_reader, view::view};
+use super::{Api, view::view};
 
 /// Everything about a job.
 pub(super) async fn show(
@@ -15,7 +16,7 @@ pub(super) async fn show(
     principal: Principal,
     Path(id): Path<String>,
 ) -> Result<Json<JobView>, Problem> {
-    require_reader(&principal)?;
+    principal.require_one_of(&Scope::READ_JOBS)?;
     let record = api.visible(&principal, &id).await?;
     Ok(Json(view(record)?))
 }

@@ -1,19 +1,24 @@
 //! Looking at jobs and their events, without a lock.
 
+use std::time::Duration;
+
 use contracts::{
     api::jobs::{JobEventType, JobStatus},
     id::{JobId, Subject, TenantId},
     job_type::JobType,
 };
+use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio_postgres::{Row, types::ToSql};
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
 use super::{Store, StoreError, rows, signed};
 use crate::job::Job;
 
 /// Most events read at a time; a job has a handful.
 const EVENTS_MAX: i64 = 100;
+/// How long a list may take. It holds a connection of all tenants' meanwhile.
+const LIST_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Everything about a job that its tenant may see.
 #[derive(Clone, Debug)]
@@ -91,29 +96,14 @@ impl Store {
         filter: &Filter,
         limit: u32,
     ) -> Result<Vec<Record>, StoreError> {
-        let sql = format!(
-            "-- jobs.list\n\
-             SELECT {}, {EXTRA} FROM jobs.jobs\n\
-             WHERE tenant_id = $1 AND ($2 OR subject = $3 OR team = $4)\n    \
-             AND ($5::text IS NULL OR status = $5) AND ($6::text IS NULL OR job_type = $6)\n    \
-             AND ($7::uuid IS NULL OR job_id < $7)\n\
-             ORDER BY job_id DESC LIMIT $8",
-            rows::COLUMNS
+        let mut client = self.pool.get().await?;
+        let transaction = client.build_transaction().read_only(true).start().await?;
+        let deadline = format!(
+            "-- jobs.list_deadline\nSET LOCAL statement_timeout = {}",
+            LIST_DEADLINE.as_millis()
         );
-        let parameters: [&(dyn ToSql + Sync); 8] = [
-            &viewer.tenant.uuid(),
-            &viewer.everything,
-            &viewer.subject.as_str(),
-            &viewer.team.as_ref().map(Subject::as_str),
-            &filter.status.map(JobStatus::as_str),
-            &filter.job_type.map(JobType::as_str),
-            &filter.before.map(JobId::uuid),
-            &i64::from(limit),
-        ];
-        let client = self.pool.get().await?;
-        // Planned with the values at hand: which index serves depends on them.
-        let rows = client.query(&sql, &parameters).await?;
-        rows.iter().map(record).collect()
+        transaction.batch_execute(&deadline).await?;
+        list(&transaction, viewer, filter, limit).await
     }
 
     /// The events of a job after number `after`, in order.
@@ -141,6 +131,47 @@ impl Store {
             rows::count(&row, "processing")?,
         ))
     }
+}
+
+/// At most `limit` jobs that `viewer` sees, newest first: a few rows of the index that suits the
+/// filter, but for a filter by several things at once, which reads on until it has found enough.
+pub async fn list(
+    transaction: &Transaction<'_>,
+    viewer: &Viewer,
+    filter: &Filter,
+    limit: u32,
+) -> Result<Vec<Record>, StoreError> {
+    let sql = format!(
+        "-- jobs.list\n\
+         SELECT {}, {EXTRA} FROM jobs.jobs\n\
+         WHERE tenant_id = $1 AND ($2 OR subject = $3 OR team = $4)\n    \
+         AND ($5::text IS NULL OR status = $5) AND ($6::text IS NULL OR job_type = $6)\n    \
+         AND ($7::uuid IS NULL OR job_id < $7)\n\
+         ORDER BY job_id DESC LIMIT $8",
+        rows::COLUMNS
+    );
+    let parameters: [&(dyn ToSql + Sync); 8] = [
+        &viewer.tenant.uuid(),
+        &viewer.everything,
+        &viewer.subject.as_str(),
+        &viewer.team.as_ref().map(Subject::as_str),
+        &filter.status.map(JobStatus::as_str),
+        &filter.job_type.map(JobType::as_str),
+        &filter.before.map(JobId::uuid),
+        &i64::from(limit),
+    ];
+    // Planned with the values at hand: which index serves depends on them.
+    let rows = transaction
+        .query(&sql, &parameters)
+        .await
+        .map_err(|error| {
+            if error.code() == Some(&SqlState::QUERY_CANCELED) {
+                StoreError::TooSlow
+            } else {
+                error.into()
+            }
+        })?;
+    rows.iter().map(record).collect()
 }
 
 const EXTRA: &str = "metadata, estimated_completion, compute_ms, result, error";

@@ -145,7 +145,8 @@ fn address(row: &Row, column: &'static str) -> Result<Address, StoreError> {
     read(column, Address::try_from(bytes.unwrap_or_default()))
 }
 
-fn word(row: &Row, column: &'static str) -> Result<B256, StoreError> {
+/// A `bytea` of 32 bytes.
+pub(super) fn word(row: &Row, column: &'static str) -> Result<B256, StoreError> {
     let bytes: Option<&[u8]> = row.get(column);
     read(column, B256::try_from(bytes.unwrap_or_default()))
 }

@@ -24,17 +24,45 @@ pub struct Work {
     pub payload: Vec<u8>,
 }
 
+/// Of a worker's slots, one in so many is never the same tenant's as the others: a job cannot be
+/// taken back once it is begun, so room for who comes next must be left before.
+const KEPT_ONE_IN: usize = 4;
+
+/// A worker's slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots {
+    /// How many there are.
+    pub all: usize,
+    /// How many of them are free.
+    pub free: usize,
+}
+
+impl Slots {
+    /// So many slots, all free.
+    #[must_use]
+    pub fn free(all: usize) -> Self {
+        Self { all, free: all }
+    }
+
+    /// Most slots that one tenant may hold.
+    fn tenant_max(self) -> usize {
+        let kept = (self.all / KEPT_ONE_IN).max(1);
+        self.all.saturating_sub(kept).max(1)
+    }
+}
+
 impl Store {
-    /// Leases at most `limit` waiting jobs and begins an attempt of each.
+    /// Leases waiting jobs, at most as many as there are free slots, and begins an attempt of each.
     ///
     /// Slots are shared out in proportion to the tenants' weights: a tenant's next job comes the
-    /// later the more of its jobs are computed already. A job's own priority counts only within
-    /// its tenant, so that nobody gets ahead of others by asking.
+    /// later the more of its jobs are computed already, and not at all while the tenant holds as
+    /// many of this worker's slots as it may. A job's own priority counts only within its tenant,
+    /// so that nobody gets ahead of others by asking.
     pub async fn claim(
         &self,
         owner: Uuid,
         ttl: Duration,
-        limit: usize,
+        slots: Slots,
         now: Timestamp,
     ) -> Result<Vec<Work>, StoreError> {
         let free = LeaseTable::FREE;
@@ -46,7 +74,9 @@ impl Store {
                 SELECT head.job_id
                 FROM jobs.tenants AS tenant
                 CROSS JOIN LATERAL (
-                    SELECT count(*) AS running FROM jobs.jobs
+                    SELECT count(*) AS running,
+                        count(*) FILTER (WHERE lease_owner = $1) AS here
+                    FROM jobs.jobs
                     WHERE tenant_id = tenant.tenant_id AND status = 'PROCESSING'
                 ) AS share
                 CROSS JOIN LATERAL (
@@ -56,7 +86,7 @@ impl Store {
                     WHERE tenant_id = tenant.tenant_id AND status = 'PENDING' AND run_after <= $3
                     ORDER BY priority DESC, run_after, job_id LIMIT 2 * $4::bigint
                 ) AS head
-                WHERE tenant.active > 0
+                WHERE tenant.active > 0 AND share.here + head.turn <= $5::bigint
                 ORDER BY (share.running + head.turn)::float8 / tenant.weight, head.job_id
                 LIMIT 2 * $4::bigint
             ) AS ids)
@@ -66,13 +96,20 @@ impl Store {
             ORDER BY array_position((SELECT ids FROM candidates), job.job_id)
             LIMIT $4::bigint FOR UPDATE OF job SKIP LOCKED))"
         );
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX / 2);
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX / 2);
+        let (limit, tenant_max) = (number(slots.free), number(slots.tenant_max()));
         let attempt = || async {
             let mut client = self.pool.get().await?;
             let transaction = client.transaction().await?;
             let leases: Vec<Lease<Uuid>> = self
                 .leases
-                .claim(&transaction, owner, ttl, &pick, &[&now, &limit])
+                .claim(
+                    &transaction,
+                    owner,
+                    ttl,
+                    &pick,
+                    &[&now, &limit, &tenant_max],
+                )
                 .await?;
             let mut begun = Vec::with_capacity(leases.len());
             for lease in leases {

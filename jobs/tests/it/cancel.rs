@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use contracts::assertion::Scope;
 use futures::future::join;
-use jobs::{job::Verdict, store::StoreError};
+use jobs::{
+    job::Verdict,
+    store::{Slots, StoreError},
+};
 use uuid::Uuid;
 
 use crate::app::{TestApp, digest, sealed, sleep};
@@ -50,7 +54,7 @@ async fn cancelling_a_job_that_is_computed_fences_its_worker() {
     let now = app.clock.now();
     let mut work = app
         .store
-        .claim(Uuid::now_v7(), ttl, 1, now)
+        .claim(Uuid::now_v7(), ttl, Slots::free(1), now)
         .await
         .unwrap()
         .pop()
@@ -95,4 +99,23 @@ async fn of_a_cancel_and_a_completion_at_once_exactly_one_wins() {
         }
     }
     assert_eq!(app.active().await, 0);
+}
+
+#[tokio::test]
+async fn who_holds_only_the_scope_of_the_whole_tenant_may_cancel_and_who_only_reads_may_not() {
+    let app = TestApp::start().await;
+    let owner = app.somebody().in_team("red");
+    let holding = |scopes: &[Scope]| {
+        let mut other = owner.colleague("user_2");
+        other.claims.scopes = scopes.to_vec();
+        other
+    };
+    let job = app.submit(&owner, &digest("a")).await;
+    let teammate = [Scope::JobsReadTeam, Scope::JobsSubmit];
+    for scopes in [&[Scope::JobsReadTeam], &[Scope::JobsRead], &teammate[..]] {
+        let answer = app.cancel(&holding(scopes), &job).await;
+        assert_eq!(answer.code(), "ACCESS_DENIED", "{scopes:?}");
+    }
+    let answer = app.cancel(&holding(&[Scope::JobsAdmin]), &job).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
 }

@@ -139,6 +139,13 @@ async fn what_is_not_valid_is_refused_with_the_reason() {
         .unwrap();
     assert_eq!(app.ask(&who, plain).await.code(), "INVALID_CONTENT_TYPE");
 
+    // What Postgres text and JSON cannot hold.
+    let mut nul = digest("a");
+    nul["metadata"] = json!({ "note": "a\0b" });
+    let refused = app.submit_as(&who, "k", &nul).await;
+    assert_eq!(refused.code(), "JOB_VALIDATION_FAILED");
+    assert_eq!(refused.body["errors"][0]["pointer"], "/metadata");
+
     let mut reader = app.somebody();
     reader.claims.scopes = vec![Scope::JobsRead];
     assert_eq!(

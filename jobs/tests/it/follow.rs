@@ -7,11 +7,12 @@ use axum::{
     http::{Request, StatusCode},
 };
 use futures::future::join;
+use jobs::store::{Batch, Place, confirm};
 use serde_json::Value;
 
 use crate::{
     app::{PATIENCE, TestApp, Who, digest, sealed},
-    confirm::finality,
+    confirm::{finality, root},
 };
 
 /// The numbers and types of a stream's events, read until it closes.
@@ -85,16 +86,22 @@ async fn a_stream_waits_for_the_confirmation_that_was_asked_for() {
     let who = app.somebody();
     let job = app.submit(&who, &sealed("a")).await;
     app.worker(1).step().await.unwrap();
-    let confirm = async {
+    let confirming = async {
         let mut client = app.pool.get().await.unwrap();
         let transaction = client.transaction().await.unwrap();
-        let places = [(job.parse().unwrap(), finality(&app))].into();
-        jobs::store::confirm(&transaction, &places, app.clock.now())
-            .await
-            .unwrap();
+        let place = Place {
+            tenant: who.claims.tenant,
+            finality: finality(&app),
+        };
+        let batch = Batch {
+            jobs_root: root(&app, &[(&job, place.finality.sequence)]).await,
+            places: [(job.parse().unwrap(), place)].into(),
+        };
+        let confirmed = confirm(&transaction, &batch, app.clock.now()).await;
+        confirmed.unwrap().unwrap();
         transaction.commit().await.unwrap();
     };
-    let (told, ()) = join(follow(&app, &who, &job, Some(2)), confirm).await;
+    let (told, ()) = join(follow(&app, &who, &job, Some(2)), confirming).await;
     assert_eq!(told, expected(&[(3, "completed"), (4, "confirmed")]));
 }
 

@@ -20,7 +20,7 @@ fn worker(app: &TestApp) -> Command {
     let mut worker = jobs(app, "worker");
     worker
         .env("WORKER_LEASE_MS", "600")
-        .env("WORKER_SLOTS", "2");
+        .env("WORKER_SLOTS", "3");
     worker
 }
 

@@ -1,11 +1,13 @@
 //! Seeing jobs: one's own, one's team's, the tenant's, and never anybody else's.
 
 use axum::http::StatusCode;
-use contracts::assertion::Scope;
+use contracts::{api::jobs::JobStatus, assertion::Scope, job_type::JobType};
+use deadpool_postgres::Transaction;
 use jiff::SignedDuration;
+use jobs::store::{Filter, Viewer, list};
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, Who, digest, sealed, sleep};
+use crate::app::{TestApp, Who, digest, fail, sealed, sleep};
 
 async fn ids(app: &TestApp, who: &Who, query: &str) -> (Vec<String>, Option<String>) {
     let answer = app.get(who, &format!("/v1/jobs{query}")).await;
@@ -64,6 +66,91 @@ async fn a_list_is_filtered_by_status_and_type() {
         app.get(&who, "/v1/jobs?status=DONE").await.code(),
         "INVALID_REQUEST"
     );
+}
+
+/// Rows of `jobs.jobs`, and entries of its indexes, that the transaction has read.
+async fn examined(transaction: &Transaction<'_>) -> i64 {
+    let sql = "SELECT sum(pg_stat_get_xact_tuples_returned(oid)
+        + pg_stat_get_xact_tuples_fetched(oid))::bigint FROM pg_class
+        WHERE oid = 'jobs.jobs'::regclass OR oid IN
+        (SELECT indexrelid FROM pg_index WHERE indrelid = 'jobs.jobs'::regclass)";
+    transaction.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn a_list_by_status_or_type_reads_a_few_rows_of_many_jobs() {
+    const MANY: usize = 20_000;
+    let app = TestApp::start().await;
+    let who = app.somebody();
+    let failed = app.submit(&who, &fail(&json!({}))).await;
+    app.submit(&who, &digest("a")).await;
+    app.worker(3).step().await.unwrap();
+    let client = app.pool.get().await.unwrap();
+    // The digest over and over, with ids on either side of the one that failed.
+    let columns = "SELECT string_agg(quote_ident(column_name), ', ') \
+        FROM information_schema.columns WHERE table_schema = 'jobs' AND table_name = 'jobs' \
+        AND column_name <> 'job_id'";
+    let columns: String = client.query_one(columns, &[]).await.unwrap().get(0);
+    let fill = format!(
+        "INSERT INTO jobs.jobs (job_id, {columns}) SELECT gen_random_uuid(), {columns}
+        FROM jobs.jobs, generate_series(1, {MANY}) WHERE job_type = 'digest'"
+    );
+    client.batch_execute(&fill).await.unwrap();
+    drop(client);
+    let everybody = Viewer {
+        tenant: who.claims.tenant,
+        everything: true,
+        subject: who.claims.subject.clone(),
+        team: None,
+    };
+    let own = Viewer {
+        everything: false,
+        ..everybody.clone()
+    };
+    let of_status = Filter {
+        status: Some(JobStatus::Failed),
+        ..Filter::default()
+    };
+    let of_type = Filter {
+        job_type: Some(JobType::Fail),
+        ..Filter::default()
+    };
+    for statistics in ["", "ANALYZE jobs.jobs"] {
+        for (viewer, filter) in [
+            (&everybody, &of_status),
+            (&own, &of_status),
+            (&everybody, &of_type),
+        ] {
+            let mut client = app.pool.get().await.unwrap();
+            client.batch_execute(statistics).await.unwrap();
+            let transaction = client.transaction().await.unwrap();
+            let before = examined(&transaction).await;
+            let found = list(&transaction, viewer, filter, 50).await.unwrap();
+            let examined = examined(&transaction).await - before;
+            let found: Vec<String> = found
+                .iter()
+                .map(|record| record.job.facts.id.to_string())
+                .collect();
+            assert_eq!(found, std::slice::from_ref(&failed));
+            assert!(
+                examined < 20,
+                "{examined} for {filter:?} after {statistics:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_takes_too_long_is_given_up() {
+    let app = TestApp::start().await;
+    let who = app.somebody();
+    let mut client = app.pool.get().await.unwrap();
+    let transaction = client.transaction().await.unwrap();
+    let lock = "LOCK TABLE jobs.jobs IN ACCESS EXCLUSIVE MODE";
+    transaction.batch_execute(lock).await.unwrap();
+    let answer = app.get(&who, "/v1/jobs").await;
+    assert_eq!(answer.code(), "SERVICE_UNAVAILABLE", "{}", answer.body);
+    assert!(answer.headers.contains_key("retry-after"));
 }
 
 #[tokio::test]

@@ -10,14 +10,14 @@ use contracts::{
 use jiff::SignedDuration;
 use jobs::{
     job::{Job, Verdict},
-    store::StoreError,
+    store::{Slots, StoreError},
     upkeep::take_over,
 };
 use ops::testing::eventually;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::app::{PATIENCE, TestApp, digest, fail, sealed};
+use crate::app::{PATIENCE, TestApp, digest, fail, sealed, sleep};
 
 /// Longer than any backoff.
 const LATER: SignedDuration = SignedDuration::from_mins(1);
@@ -54,11 +54,11 @@ async fn a_retryable_failure_is_tried_three_times_and_then_final() {
 async fn a_permanent_failure_is_final_and_one_that_passes_is_forgotten() {
     let app = TestApp::start().await;
     let who = app.somebody();
-    let permanent = app.submit(&who, &fail(&json!({}))).await;
+    let permanent = app.submit(&who, &fail(&json!({ "message": "a\0b" }))).await;
     let passing = app
         .submit(&who, &fail(&json!({ "retryable": true, "times": 1 })))
         .await;
-    let worker = app.worker(2);
+    let worker = app.worker(3);
     worker.step().await.unwrap();
     app.clock.advance(LATER);
     worker.step().await.unwrap();
@@ -67,7 +67,10 @@ async fn a_permanent_failure_is_final_and_one_that_passes_is_forgotten() {
         (&shown["status"], &shown["attempts"]),
         (&json!("FAILED"), &json!(1))
     );
-    assert_eq!(shown["error"]["code"], "EXECUTION_FAILED");
+    assert_eq!(
+        shown["error"],
+        json!({ "code": "EXECUTION_FAILED", "detail": "a\0b" })
+    );
     let shown = app.show(&who, &passing).await;
     assert_eq!(
         (&shown["status"], &shown["result"]),
@@ -87,10 +90,11 @@ async fn slots_are_shared_between_tenants_by_weight_and_a_jobs_priority_counts_o
     for _ in 0..12 {
         app.submit(&calm, &digest("c")).await;
     }
-    let shares = async |limit| {
+    let shares = async |free| {
+        let slots = Slots { all: 8, free };
         let work = app
             .store
-            .claim(Uuid::now_v7(), TTL, limit, app.clock.now())
+            .claim(Uuid::now_v7(), TTL, slots, app.clock.now())
             .await
             .unwrap();
         let mut shares = BTreeMap::<TenantId, usize>::new();
@@ -113,6 +117,34 @@ async fn slots_are_shared_between_tenants_by_weight_and_a_jobs_priority_counts_o
 }
 
 #[tokio::test]
+async fn one_tenants_long_jobs_leave_slots_for_who_comes_next() {
+    let app = TestApp::start().await;
+    let (greedy, late) = (app.somebody(), app.somebody());
+    for _ in 0..20 {
+        app.submit(&greedy, &sleep(60_000)).await;
+    }
+    let owner = Uuid::now_v7();
+    let claim = async |free| {
+        let slots = Slots { all: 8, free };
+        let claimed = app.store.claim(owner, TTL, slots, app.clock.now()).await;
+        let tenants = claimed.unwrap().into_iter();
+        let tenants = tenants.map(|work| work.job.facts.tenant);
+        tenants.collect::<Vec<TenantId>>()
+    };
+    assert_eq!(claim(8).await, [greedy.claims.tenant; 6]);
+    assert_eq!(claim(2).await, []);
+    for _ in 0..3 {
+        app.submit(&late, &digest("l")).await;
+    }
+    assert_eq!(claim(2).await, [late.claims.tenant; 2]);
+    // A second worker has slots of its own.
+    let other = app
+        .store
+        .claim(Uuid::now_v7(), TTL, Slots::free(4), app.clock.now());
+    assert_eq!(other.await.unwrap().len(), 4);
+}
+
+#[tokio::test]
 async fn a_worker_paused_past_its_lease_is_fenced() {
     let app = TestApp::start().await;
     let who = app.somebody();
@@ -120,7 +152,7 @@ async fn a_worker_paused_past_its_lease_is_fenced() {
     let (now, short) = (app.clock.now(), Duration::from_millis(50));
     let paused = app
         .store
-        .claim(Uuid::now_v7(), short, 1, now)
+        .claim(Uuid::now_v7(), short, Slots::free(1), now)
         .await
         .unwrap()
         .pop()
@@ -164,7 +196,7 @@ async fn a_job_that_loses_every_worker_fails_and_the_sweep_may_crash_in_between(
         let now = app.clock.now();
         assert_eq!(
             app.store
-                .claim(Uuid::now_v7(), short, 1, now)
+                .claim(Uuid::now_v7(), short, Slots::free(1), now)
                 .await
                 .unwrap()
                 .len(),

@@ -1,4 +1,4 @@
-//! Promise 3: every billable fact is billed exactly once, and the sums agree.
+//! Promise 3: every billable fact is billed exactly once, with the right quantity.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,37 +12,35 @@ use contracts::{
 };
 use rust_decimal::Decimal;
 
-use super::{
-    Finding,
-    facts::{Billable, Facts, Quantities},
-};
+use super::{Finding, facts::Facts, ledger::Billable};
 
-/// What does not add up among the usage events, the aggregates and the invoice.
+/// What does not add up between what happened and the usage events.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = jobs(facts);
     findings.extend(strangers(facts));
     findings.extend(calls(facts));
-    findings.extend(sums(facts));
     findings
 }
 
-/// Each job's facts, once each, with the right quantity.
+/// Each job's facts, once each, with the right quantity, and no others.
 fn jobs(facts: &Facts) -> Vec<Finding> {
-    let mut rows: BTreeMap<(JobId, Meter, Unit), Vec<Decimal>> = BTreeMap::new();
+    let mut rows: BTreeMap<JobId, BTreeMap<(Meter, Unit), Vec<Decimal>>> = BTreeMap::new();
     for event in &facts.usage {
         if let Some(job) = event.job_id {
-            rows.entry((job, event.meter, event.unit))
-                .or_default()
-                .push(event.quantity);
+            let of_job = rows.entry(job).or_default();
+            let of_measure = of_job.entry((event.meter, event.unit)).or_default();
+            of_measure.push(event.quantity);
         }
     }
     let mut findings = Vec::new();
     for view in &facts.jobs {
-        for (meter, unit, expected) in owed(facts, view) {
-            let found = rows
-                .get(&(view.job_id, meter, unit))
-                .map_or(&[][..], Vec::as_slice);
-            findings.extend(row(view.job_id, (meter, unit), expected, found));
+        let mut rows = rows.remove(&view.job_id).unwrap_or_default();
+        for (measure, expected) in owed(facts, view) {
+            let found = rows.remove(&measure).unwrap_or_default();
+            findings.extend(row(view.job_id, measure, expected, &found));
+        }
+        for (measure, found) in rows {
+            findings.extend(row(view.job_id, measure, Owed::Nothing, &found));
         }
     }
     findings
@@ -59,26 +57,25 @@ enum Owed {
     Nothing,
 }
 
-fn owed(facts: &Facts, view: &JobView) -> [(Meter, Unit, Owed); 4] {
+fn owed(facts: &Facts, view: &JobView) -> [((Meter, Unit), Owed); 4] {
     let one = Owed::Exactly(Decimal::ONE);
     let units = match facts.ledger.submission_of(view) {
         Some(submission) => Owed::Exactly(compute_units(submission.payload.len()).into()),
         None => Owed::Some,
     };
+    let computed = Owed::Exactly(view.compute_ms.unwrap_or_default().into());
     let completed = view.status == JobStatus::Completed;
     let when = |owes, owed| if owes { owed } else { Owed::Nothing };
     let sealed = facts.has_to_be_sealed(view);
     [
-        (Meter::JobSubmission, Unit::ComputeUnit, units),
-        (Meter::JobCompletion, Unit::Job, when(completed, one)),
+        ((Meter::JobSubmission, Unit::ComputeUnit), units),
+        ((Meter::JobCompletion, Unit::Job), when(completed, one)),
         (
-            Meter::JobCompletion,
-            Unit::Millisecond,
-            when(completed, Owed::Some),
+            (Meter::JobCompletion, Unit::Millisecond),
+            when(completed, computed),
         ),
         (
-            Meter::BlockchainConfirmation,
-            Unit::Confirmation,
+            (Meter::BlockchainConfirmation, Unit::Confirmation),
             when(sealed, one),
         ),
     ]
@@ -86,41 +83,43 @@ fn owed(facts: &Facts, view: &JobView) -> [(Meter, Unit, Owed); 4] {
 
 fn row(job: JobId, (meter, unit): (Meter, Unit), owed: Owed, found: &[Decimal]) -> Option<Finding> {
     let what = format!("{} in {}", meter.as_str(), unit.as_str());
-    match (owed, found) {
-        (Owed::Nothing, []) | (Owed::Some, [_]) => None,
-        (Owed::Exactly(right), [quantity]) if right == *quantity => None,
+    let (kind, detail) = match (owed, found) {
+        (Owed::Nothing, []) | (Owed::Some, [_]) => return None,
+        (Owed::Exactly(right), [quantity]) if right == *quantity => return None,
         (Owed::Exactly(right), [quantity]) => {
             let detail = format!("{what}: {quantity} instead of {right}");
-            Some(Finding::new("usage_wrong_quantity", job, detail))
+            ("usage_wrong_quantity", detail)
         }
-        (Owed::Exactly(_) | Owed::Some, []) => Some(Finding::new("usage_missing", job, what)),
-        (Owed::Nothing, _) => Some(Finding::new("usage_not_owed", job, what)),
-        (_, rows) => Some(Finding::new(
-            "usage_doubled",
-            job,
-            format!("{what}: {} times", rows.len()),
-        )),
-    }
+        (Owed::Exactly(_) | Owed::Some, []) => ("usage_missing", what),
+        (Owed::Nothing, _) => ("usage_not_owed", what),
+        (_, rows) => ("usage_doubled", format!("{what}: {} times", rows.len())),
+    };
+    Some(Finding::of_job(kind, job, detail))
 }
 
-/// Every job that is billed is in the list.
+/// Whatever is not a call is about a job, and every job that is billed is in the list.
 fn strangers(facts: &Facts) -> Vec<Finding> {
     let listed: BTreeSet<_> = facts.jobs.iter().map(|view| view.job_id).collect();
     let known = |job: JobId| listed.contains(&job) || !facts.ledger.covers(job.timestamp());
     let mut findings = Vec::new();
     for event in &facts.usage {
+        let meter = event.meter.as_str();
         if let Some(job) = event.job_id.filter(|job| !known(*job)) {
-            let detail = format!(
-                "{}, for a job that is not in the list",
-                event.meter.as_str()
-            );
-            findings.push(Finding::new("usage_unexplained", job, detail));
+            let detail = format!("{meter}, for a job that is not in the list");
+            findings.push(Finding::of_job("usage_unexplained", job, detail));
+        } else if event.job_id.is_none()
+            && event.meter != Meter::ApiUsage
+            && facts.ledger.covers(event.occurred_at)
+        {
+            let detail = format!("{meter}, for no job");
+            findings.push(Finding::new("usage_unexplained", &event.event_id, detail));
         }
     }
     findings
 }
 
 /// Every answered request once; others only as far as requests of unknown outcome explain them.
+/// Each of them is one call.
 fn calls(facts: &Facts) -> Vec<Finding> {
     let calls = facts
         .usage
@@ -136,9 +135,13 @@ fn calls(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (request, billable) in &facts.ledger.answered {
         let found = rows.remove(&request.to_string()).unwrap_or_default();
-        let kind = match (billable, found.len()) {
-            (Billable::Yes, 1) | (Billable::No, 0) => continue,
-            (Billable::Yes, 0) => "usage_missing",
+        let kind = match (billable, found.as_slice()) {
+            (Billable::No, []) => continue,
+            (Billable::Yes, [event]) => {
+                findings.extend(quantity(event));
+                continue;
+            }
+            (Billable::Yes, []) => "usage_missing",
             (Billable::No, _) => "usage_not_owed",
             (Billable::Yes, _) => "usage_doubled",
         };
@@ -150,6 +153,7 @@ fn calls(facts: &Facts) -> Vec<Finding> {
             .iter()
             .any(|event| facts.ledger.covers(event.occurred_at))
     });
+    findings.extend(rows.values().flatten().filter_map(|event| quantity(event)));
     if rows.len() > facts.ledger.unknown || rows.values().any(|events| events.len() > 1) {
         let unknown = facts.ledger.unknown;
         let detail = format!("API_USAGE of no answered request; {unknown} outcomes are unknown");
@@ -161,33 +165,20 @@ fn calls(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Raw events, aggregates and invoice come to the same.
-fn sums(facts: &Facts) -> Vec<Finding> {
-    let mut raw = Quantities::new();
-    for event in &facts.usage {
-        *raw.entry((event.meter, event.unit)).or_default() += event.quantity;
-    }
-    let mut findings = Vec::new();
-    for meter in Meter::ALL {
-        for unit in Unit::ALL {
-            let of = |sums: &Quantities| sums.get(&(meter, unit)).copied().unwrap_or_default();
-            let (events, totals, invoice) = (of(&raw), of(&facts.totals), of(&facts.invoice));
-            if events != totals || totals != invoice {
-                let id = format!("{}/{}", meter.as_str(), unit.as_str());
-                let detail = format!("events {events}, aggregates {totals}, invoice {invoice}");
-                findings.push(Finding::new("sums_differ", id, detail));
-            }
-        }
-    }
-    findings
+fn quantity(event: &UsageEvent) -> Option<Finding> {
+    let (quantity, unit) = (event.quantity, event.unit);
+    let is_one_call = quantity == Decimal::ONE && unit == Unit::Call;
+    let detail = format!("API_USAGE: {quantity} {} instead of 1 CALL", unit.as_str());
+    (!is_one_call).then(|| Finding::new("usage_wrong_quantity", &event.event_id, detail))
 }
 
 #[cfg(test)]
 mod tests {
     use contracts::id::RequestId;
+    use jiff::Timestamp;
 
     use super::*;
-    use crate::audit::fixture::{facts, kinds, settle_sums};
+    use crate::audit::fixture::{facts, kinds};
 
     fn position(facts: &Facts, meter: Meter) -> usize {
         facts
@@ -202,13 +193,7 @@ mod tests {
         for meter in Meter::ALL {
             let mut facts = facts();
             let row = facts.usage.remove(position(&facts, meter));
-            let findings = check(&facts);
-            assert_eq!(
-                kinds(&findings),
-                ["sums_differ", "usage_missing"],
-                "{meter:?}"
-            );
-            settle_sums(&mut facts);
+            assert_eq!(kinds(&check(&facts)), ["usage_missing"], "{meter:?}");
             let id = row.job_id.map(|id| id.to_string());
             let id = id.or(row.request_id.map(|id| id.to_string()));
             assert_eq!(Some(&check(&facts)[0].id), id.as_ref());
@@ -221,7 +206,6 @@ mod tests {
             let mut facts = facts();
             let row = facts.usage[position(&facts, meter)].clone();
             facts.usage.push(row);
-            settle_sums(&mut facts);
             assert_eq!(kinds(&check(&facts)), ["usage_doubled"], "{meter:?}");
         }
     }
@@ -231,7 +215,6 @@ mod tests {
         let mut facts = facts();
         let row = position(&facts, Meter::JobSubmission);
         facts.usage[row].quantity += Decimal::ONE;
-        settle_sums(&mut facts);
         assert_eq!(kinds(&check(&facts)), ["usage_wrong_quantity"]);
     }
 
@@ -255,7 +238,6 @@ mod tests {
         let mut row = facts.usage[position(&facts, Meter::ApiUsage)].clone();
         row.request_id = Some(RequestId::generate(row.occurred_at));
         facts.usage.push(row);
-        settle_sums(&mut facts);
         assert_eq!(kinds(&check(&facts)), ["usage_unexplained"]);
         facts.ledger.unknown = 1;
         assert_eq!(check(&facts), []);
@@ -275,12 +257,57 @@ mod tests {
     }
 
     #[test]
-    fn an_invoice_that_differs_is_found() {
+    fn a_call_is_one_call_however_it_is_explained() {
+        for change in [
+            |row: &mut UsageEvent| row.quantity = 500.into(),
+            |row: &mut UsageEvent| row.unit = Unit::Job,
+        ] {
+            let mut facts = facts();
+            let row = position(&facts, Meter::ApiUsage);
+            change(&mut facts.usage[row]);
+            let id = facts.usage[row].request_id.unwrap();
+            facts.usage[row].event_id = id.to_string();
+            let findings = check(&facts);
+            assert_eq!(kinds(&findings), ["usage_wrong_quantity"]);
+            assert_eq!(findings[0].id, id.to_string());
+            facts.ledger.answered.clear();
+            facts.ledger.unknown = 1;
+            assert_eq!(kinds(&check(&facts)), ["usage_wrong_quantity"]);
+        }
+    }
+
+    #[test]
+    fn computing_is_billed_as_the_job_shows_it() {
         let mut facts = facts();
-        *facts
-            .invoice
-            .get_mut(&(Meter::ApiUsage, Unit::Call))
-            .unwrap() += Decimal::ONE;
-        assert_eq!(kinds(&check(&facts)), ["sums_differ"]);
+        let milliseconds = |event: &&mut UsageEvent| event.unit == Unit::Millisecond;
+        let row = facts.usage.iter_mut().find(milliseconds).unwrap();
+        row.quantity += Decimal::from(1_000_000);
+        let job = row.job_id;
+        let findings = check(&facts);
+        assert_eq!(kinds(&findings), ["usage_wrong_quantity"]);
+        assert_eq!(findings[0].job_id, job);
+    }
+
+    #[test]
+    fn a_charge_for_no_job_or_of_a_kind_no_job_has_is_found() {
+        let charge = |change: fn(&mut UsageEvent)| {
+            let mut facts = facts();
+            let mut row = facts.usage[position(&facts, Meter::JobSubmission)].clone();
+            row.event_id = "stray".into();
+            row.quantity = 1_000.into();
+            change(&mut row);
+            facts.usage.push(row);
+            check(&facts)
+        };
+        let stray = charge(|row| row.job_id = None);
+        assert_eq!(kinds(&stray), ["usage_unexplained"]);
+        assert_eq!(stray[0].id, "stray");
+        let odd = charge(|row| row.unit = Unit::Confirmation);
+        assert_eq!(kinds(&odd), ["usage_not_owed"]);
+        let before = charge(|row| {
+            row.job_id = None;
+            row.occurred_at = Timestamp::UNIX_EPOCH;
+        });
+        assert_eq!(before, [], "somebody else's");
     }
 }

@@ -1,8 +1,6 @@
 //! Asks the API and the chain for everything the checks look at. Requests that are billed come
 //! first: they are part of what is audited.
 
-use std::collections::BTreeMap;
-
 use contracts::{
     api::{
         Page,
@@ -17,13 +15,18 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::de::DeserializeOwned;
 use tokio::time::{Duration, Instant};
 
-use super::facts::{CheckedProof, Facts, Ledger, Quantities};
+use super::{
+    Share,
+    facts::{Bill, CheckedProof, Facts, Registry},
+    ledger::Ledger,
+    month::Month,
+};
 use crate::{
     exit::Unreachable,
     log::{self, Route, read_lines},
-    poll::{paged, usage_events},
+    poll::{paged, usage_events, usage_path},
     receiver::RECEIPTS,
-    request::Answer,
+    request::{Answer, Credential},
     session::Target,
 };
 
@@ -39,46 +42,50 @@ const PAGES_MAX: usize = 100_000;
 /// Collects the facts about a target.
 pub(super) struct Collector<'a> {
     target: &'a Target,
+    share: &'a Share,
 }
 
 impl<'a> Collector<'a> {
-    /// A collector of facts about `target`.
-    pub(super) fn new(target: &'a Target) -> Self {
-        Self { target }
+    /// A collector of facts about `target`, whose share of the registry is `share`.
+    pub(super) fn new(target: &'a Target, share: &'a Share) -> Self {
+        Self { target, share }
     }
 
-    /// The jobs with their proofs, and the chain's batches.
-    pub(super) async fn jobs_and_chain(&self, from_block: u64) -> anyhow::Result<Facts> {
+    /// The tenant's jobs with their proofs.
+    pub(super) async fn jobs(&self) -> anyhow::Result<Facts> {
         let ledger = self.ledger()?;
-        let listed: Vec<JobView> = self.list(Route::ListJobs, "/v1/jobs").await?;
-        let jobs = listed
-            .into_iter()
-            .filter(|view| ledger.covers(view.job_id.timestamp()));
-        let mut facts = Facts {
-            jobs: jobs.collect(),
-            ledger,
-            receipts: Vec::new(),
-            proofs: BTreeMap::new(),
-            batches: Vec::new(),
-            deliveries: Vec::new(),
-            usage: Vec::new(),
-            totals: Quantities::new(),
-            invoice: Quantities::new(),
-            tenant: None,
+        let chain = &self.target.chain;
+        let registry = Registry {
+            chain_id: chain.id().await?,
+            address: chain.registry(),
+            from_the_first: self.share.first_block() == 0,
         };
-        let sealed: Vec<_> = facts
-            .jobs
-            .iter()
-            .filter(|view| facts.has_to_be_sealed(view))
-            .collect();
-        let proofs = stream::iter(sealed.into_iter().map(|view| self.proof(view.job_id)));
-        facts.proofs = proofs
-            .buffer_unordered(PROOFS_AT_ONCE)
-            .try_collect()
-            .await?;
-        let head = self.target.chain.head().await?;
-        facts.batches = self.target.chain.batches(from_block, head).await?;
+        let credential = &self.target.credential;
+        let listed: Vec<JobView> = self.list(credential, Route::ListJobs, "/v1/jobs").await?;
+        let covered = |view: &JobView| ledger.covers(view.job_id.timestamp());
+        let jobs: Vec<_> = listed.into_iter().filter(covered).collect();
+        let mut facts = Facts::new(ledger, registry);
+        self.proofs(&mut facts, credential, &jobs).await?;
+        facts.jobs = jobs;
         Ok(facts)
+    }
+
+    /// The batches on the chain and, where they are known, the jobs of the others in them, anew.
+    pub(super) async fn chain(&self, facts: &mut Facts) -> anyhow::Result<()> {
+        if let Share::Whole { others } = self.share {
+            let mut jobs = Vec::new();
+            for other in others {
+                let of_other: Vec<JobView> = self.list(other, Route::ListJobs, "/v1/jobs").await?;
+                self.proofs(facts, other, &of_other).await?;
+                jobs.extend(of_other);
+            }
+            facts.others = Some(jobs);
+        }
+        let chain = &self.target.chain;
+        facts.batches = chain
+            .batches(self.share.first_block(), chain.head().await?)
+            .await?;
+        Ok(())
     }
 
     /// The deliveries and receipts, anew.
@@ -87,41 +94,77 @@ impl<'a> Collector<'a> {
         facts.deliveries.clear();
         for endpoint in facts.ledger.endpoints.keys() {
             let path = format!("/v1/webhooks/deliveries?endpoint_id={endpoint}");
-            let deliveries: Vec<DeliveryView> = self.list(Route::Deliveries, &path).await?;
+            let deliveries: Vec<DeliveryView> = self
+                .list(&self.target.credential, Route::Deliveries, &path)
+                .await?;
             facts.deliveries.extend(deliveries);
         }
         Ok(())
     }
 
-    /// The usage events, aggregates and invoice, anew; and the log, which has grown meanwhile.
+    /// The usage events, aggregates and invoice of each month, anew; and the log, which has grown
+    /// meanwhile.
     pub(super) async fn billing(&self, facts: &mut Facts) -> anyhow::Result<()> {
         facts.ledger = self.ledger()?;
-        let events = self.get(Route::Billing, "/v1/usage/events").await?;
-        facts.usage = usage_events(&events.body)?;
-        let usage: UsageResponse = self.get(Route::Billing, "/v1/usage").await?.json()?;
-        let invoice = self.get(Route::Billing, "/v1/invoices/preview").await?;
-        let invoice: InvoicePreview = invoice.json()?;
-        facts.tenant = Some(usage.tenant_id);
-        let totals = usage
-            .totals
-            .iter()
-            .map(|total| ((total.meter, total.unit), total.quantity));
-        facts.totals = totals.collect();
-        let lines = invoice
-            .lines
-            .iter()
-            .map(|line| ((line.meter, line.unit), line.quantity));
-        facts.invoice = lines.collect();
+        facts.prices = Some(self.get(Route::Billing, "/v1/prices").await?.json()?);
+        facts.usage.clear();
+        facts.bills.clear();
+        for month in facts.ledger.months() {
+            let bill = self.bill(month, facts).await?;
+            facts.bills.push(bill);
+        }
         Ok(())
+    }
+
+    async fn bill(&self, month: Month, facts: &mut Facts) -> anyhow::Result<Bill> {
+        let (from, to) = (month.start(), Some(month.end()));
+        let path = usage_path("/v1/usage/events", from, to);
+        let events = self.get(Route::Billing, &path).await?;
+        facts.usage.extend(usage_events(&events.body)?);
+        let path = usage_path("/v1/usage", from, to);
+        let usage: UsageResponse = self.get(Route::Billing, &path).await?.json()?;
+        facts.tenant = Some(usage.tenant_id);
+        let path = format!("/v1/invoices/preview?month={month}");
+        let invoice: InvoicePreview = self.get(Route::Billing, &path).await?.json()?;
+        Ok(Bill {
+            month,
+            totals: usage.totals,
+            invoice,
+        })
     }
 
     fn ledger(&self) -> anyhow::Result<Ledger> {
         Ok(Ledger::of(&log::read(&self.target.work_dir)?))
     }
 
-    async fn proof(&self, job: JobId) -> anyhow::Result<(JobId, Result<CheckedProof, u16>)> {
+    /// Adds the proofs of those of `jobs` that have to have one.
+    async fn proofs(
+        &self,
+        facts: &mut Facts,
+        credential: &Credential,
+        jobs: &[JobView],
+    ) -> anyhow::Result<()> {
+        let sealed = jobs.iter().filter(|view| facts.has_to_be_sealed(view));
+        let wanted: Vec<_> = sealed
+            .map(|view| self.proof(credential, view.job_id))
+            .collect();
+        let proofs: Vec<_> = stream::iter(wanted)
+            .buffer_unordered(PROOFS_AT_ONCE)
+            .try_collect()
+            .await?;
+        facts.proofs.extend(proofs);
+        Ok(())
+    }
+
+    async fn proof(
+        &self,
+        credential: &Credential,
+        job: JobId,
+    ) -> anyhow::Result<(JobId, Result<CheckedProof, u16>)> {
         let path = format!("/v1/jobs/{job}/proof");
-        let answer = self.fetch(Route::Proof, &path, PROOF_PATIENCE).await?;
+        let answer = self
+            .fetch(credential, Route::Proof, &path, PROOF_PATIENCE)
+            .await?;
         // None, or one that cannot be made any more.
         if matches!(answer.status, 404 | 500) {
             return Ok((job, Err(answer.status)));
@@ -131,14 +174,18 @@ impl<'a> Collector<'a> {
         Ok((job, Ok(CheckedProof { proof, verified })))
     }
 
-    async fn list<T: DeserializeOwned>(&self, route: Route, path: &str) -> anyhow::Result<Vec<T>> {
+    async fn list<T: DeserializeOwned>(
+        &self,
+        credential: &Credential,
+        route: Route,
+        path: &str,
+    ) -> anyhow::Result<Vec<T>> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
         for _ in 0..PAGES_MAX {
-            let page: Page<T> = self
-                .get(route, &paged(path, cursor.as_deref()))
-                .await?
-                .json()?;
+            let path = paged(path, cursor.as_deref());
+            let answer = self.fetch(credential, route, &path, PATIENCE).await?;
+            let page: Page<T> = done(answer, &path)?.json()?;
             items.extend(page.data);
             cursor = page.next_cursor;
             if cursor.is_none() {
@@ -149,15 +196,20 @@ impl<'a> Collector<'a> {
     }
 
     async fn get(&self, route: Route, path: &str) -> anyhow::Result<Answer> {
-        done(self.fetch(route, path, PATIENCE).await?, path)
+        let credential = &self.target.credential;
+        done(self.fetch(credential, route, path, PATIENCE).await?, path)
     }
 
-    async fn fetch(&self, route: Route, path: &str, patience: Duration) -> anyhow::Result<Answer> {
-        let Target {
-            api, credential, ..
-        } = self.target;
-        api.fetch(route, path, Some(credential), Instant::now() + patience)
-            .await
+    async fn fetch(
+        &self,
+        credential: &Credential,
+        route: Route,
+        path: &str,
+        patience: Duration,
+    ) -> anyhow::Result<Answer> {
+        let deadline = Instant::now() + patience;
+        let api = &self.target.api;
+        api.fetch(route, path, Some(credential), deadline).await
     }
 }
 

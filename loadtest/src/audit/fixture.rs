@@ -7,8 +7,11 @@ use contracts::{
     api::{
         jobs::{Confirmation, ConfirmationStatus, JobEventType, JobStatus, JobView, Priority},
         proof::{BatchView, BlockRef, LeafView, ProofResponse},
-        usage::{Meter, Unit, UsageEvent},
-        webhooks::{DeliveryStatus, DeliveryView},
+        usage::{
+            InvoiceLine, InvoicePreview, Meter, Price, PriceModel, PriceTier, Prices, Unit,
+            UsageEvent, UsageTotal,
+        },
+        webhooks::{DEFAULT_EVENTS, DeliveryStatus, DeliveryView},
     },
     id::{EndpointId, JobId, MessageId, RequestId, TenantId},
     job_type::JobType,
@@ -20,43 +23,49 @@ use serde_json::value::RawValue;
 
 use super::{
     Finding,
-    facts::{Billable, CheckedProof, Facts, Fate, Ledger, Quantities},
+    facts::{Bill, CheckedProof, Facts, Registry},
+    invoice::computed,
+    ledger::{Billable, Fate, Ledger},
+    month::Month,
 };
 use crate::{chain::ConfirmedBatch, log::Submission, receiver::Receipt, request::KEY_NOTE};
 
 const SALT: B256 = B256::repeat_byte(7);
 const TRANSACTION: B256 = B256::repeat_byte(8);
+const BLOCK: u64 = 5;
+const CHAIN: u64 = 31_337;
+const REGISTRY: Address = Address::repeat_byte(9);
 const PAYLOAD: &str = r#"{"text":"a"}"#;
-const RESULT: &str = r#"{"bytes":1}"#;
+const RESULT: &str = concat!(
+    r#"{"sha256":"0xca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb","#,
+    r#""keccak256":"0x3ac225168df54212a25c1c01fd35bebfea408fdac2e31ddd6f80a4bbf9a5f1cb","#,
+    r#""bytes":1}"#
+);
 
 /// Three completed jobs: two sealed in one batch, one that asked for no confirmation.
 pub(super) fn facts() -> Facts {
     let start: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
-    let tenant = TenantId::generate(start);
     let endpoint = EndpointId::generate(start);
-    let events = contracts::api::webhooks::DEFAULT_EVENTS.to_vec();
-    let mut facts = Facts {
-        ledger: Ledger {
-            began: Some(start),
-            requests: 1,
-            submissions: BTreeMap::new(),
-            answered: BTreeMap::new(),
-            unknown: 0,
-            endpoints: [(endpoint, events)].into(),
-        },
-        receipts: Vec::new(),
-        jobs: Vec::new(),
-        proofs: BTreeMap::new(),
-        batches: vec![ConfirmedBatch {
-            batch: batch(),
-            transaction_hash: Some(TRANSACTION),
-        }],
-        deliveries: Vec::new(),
-        usage: Vec::new(),
-        totals: Quantities::new(),
-        invoice: Quantities::new(),
-        tenant: Some(tenant),
+    let ledger = Ledger {
+        began: Some(start),
+        latest: Some(start),
+        requests: 1,
+        endpoints: [(endpoint, DEFAULT_EVENTS.to_vec())].into(),
+        ..Ledger::default()
     };
+    let registry = Registry {
+        chain_id: CHAIN,
+        address: REGISTRY,
+        from_the_first: true,
+    };
+    let mut facts = Facts::new(ledger, registry);
+    facts.tenant = Some(TenantId::generate(start));
+    facts.prices = Some(prices());
+    facts.batches.push(ConfirmedBatch {
+        batch: batch(),
+        transaction_hash: Some(TRANSACTION),
+        block_number: Some(BLOCK),
+    });
     let request = RequestId::generate(start);
     facts.ledger.answered.insert(request, Billable::Yes);
     let call = UsageEvent {
@@ -73,18 +82,35 @@ pub(super) fn facts() -> Facts {
             endpoint,
         );
     }
-    settle_sums(&mut facts);
+    settle_bills(&mut facts);
     facts
 }
 
-/// Makes the aggregates and the invoice what the raw events come to.
-pub(super) fn settle_sums(facts: &mut Facts) {
-    let mut sums = Quantities::new();
+/// Makes the aggregates and the invoices what the raw events and the prices come to.
+pub(super) fn settle_bills(facts: &mut Facts) {
+    let prices = facts.prices.clone().unwrap_or_else(prices);
+    let mut months: BTreeMap<Month, BTreeMap<(Meter, Unit), UsageTotal>> = BTreeMap::new();
     for event in &facts.usage {
-        *sums.entry((event.meter, event.unit)).or_default() += event.quantity;
+        let (meter, unit) = (event.meter, event.unit);
+        let month = months
+            .entry(Month::containing(event.occurred_at))
+            .or_default();
+        let total = month.entry((meter, unit)).or_insert(UsageTotal {
+            meter,
+            unit,
+            quantity: Decimal::ZERO,
+            events: 0,
+        });
+        total.quantity += event.quantity;
+        total.events += 1;
     }
-    facts.totals = sums.clone();
-    facts.invoice = sums;
+    let tenant = facts.tenant.unwrap();
+    let bills = months.into_iter().map(|(month, totals)| Bill {
+        month,
+        invoice: invoice(tenant, month, &totals, &prices),
+        totals: totals.into_values().collect(),
+    });
+    facts.bills = bills.collect();
 }
 
 /// The findings' kinds, in order.
@@ -165,7 +191,7 @@ fn deliver(
         job_id: Some(job),
         verified: true,
         answered: 204,
-        body_sha256: String::new(),
+        body_sha256: format!("body of {message_id}"),
     });
 }
 
@@ -176,6 +202,9 @@ fn view(job_id: JobId, at: Timestamp, key: String, sequence: Option<u64>) -> Job
             sequence,
             batch_number: Some(1),
             transaction_hash: Some(TRANSACTION),
+            chain_id: Some(CHAIN),
+            registry: Some(REGISTRY),
+            block_number: Some(BLOCK),
             ..Confirmation::of(ConfirmationStatus::Finalized)
         };
     }
@@ -230,8 +259,8 @@ fn proof(job: JobId, sequence: u64, tenant: B256) -> ProofResponse {
             number: 1,
             hash: B256::ZERO,
         },
-        chain_id: 31_337,
-        registry: Address::ZERO,
+        chain_id: CHAIN,
+        registry: REGISTRY,
         transaction_hash: TRANSACTION,
         salt: Some(SALT),
     }
@@ -249,5 +278,66 @@ fn row(at: Timestamp, meter: Meter, unit: Unit) -> UsageEvent {
         request_id: None,
         endpoint: None,
         status_code: None,
+    }
+}
+
+/// Some units are free, and every charged quantity may reach into a second tier. The last one is a
+/// price of something nobody used.
+fn prices() -> Prices {
+    let measures = [
+        (Meter::ApiUsage, Unit::Call, 0),
+        (Meter::JobSubmission, Unit::ComputeUnit, 0),
+        (Meter::JobCompletion, Unit::Job, 1),
+        (Meter::JobCompletion, Unit::Millisecond, 10),
+        (Meter::BlockchainConfirmation, Unit::Confirmation, 0),
+        (Meter::BlockchainConfirmation, Unit::Job, 0),
+    ];
+    let tier = |up_to: Option<i64>, cents| PriceTier {
+        up_to: up_to.map(Decimal::from),
+        unit_price: Decimal::new(cents, 2),
+    };
+    let price = |(meter, unit, included): (Meter, Unit, i64)| Price {
+        meter,
+        unit,
+        model: PriceModel::Graduated,
+        included: included.into(),
+        tiers: vec![tier(Some(1), 5), tier(None, 3)],
+    };
+    Prices {
+        plan: "standard".into(),
+        currency: "USD".into(),
+        data: measures.map(price).to_vec(),
+    }
+}
+
+fn invoice(
+    tenant_id: TenantId,
+    month: Month,
+    totals: &BTreeMap<(Meter, Unit), UsageTotal>,
+    prices: &Prices,
+) -> InvoicePreview {
+    let line = |price: &Price| {
+        let used = totals.get(&(price.meter, price.unit));
+        let bare = InvoiceLine {
+            meter: price.meter,
+            unit: price.unit,
+            quantity: used.map(|total| total.quantity).unwrap_or_default(),
+            included: Decimal::ZERO,
+            tiers: Vec::new(),
+            amount: Decimal::ZERO,
+        };
+        computed(&bare, price).unwrap()
+    };
+    let lines: Vec<_> = prices.data.iter().map(line).collect();
+    let sum: Decimal = lines.iter().map(|line| line.amount).sum();
+    InvoicePreview {
+        tenant_id,
+        period_start: month.start(),
+        period_end: month.end(),
+        as_of: None,
+        plan: prices.plan.clone(),
+        currency: prices.currency.clone(),
+        total: sum.round_dp(2),
+        lines,
     }
 }

@@ -31,7 +31,7 @@ fn answers(facts: &Facts) -> Vec<Finding> {
         }
     }
     for (job, keys) in keys.into_iter().filter(|(_, keys)| keys.len() > 1) {
-        findings.push(Finding::new("job_of_two_keys", job, keys.join(", ")));
+        findings.push(Finding::of_job("job_of_two_keys", job, keys.join(", ")));
     }
     findings
 }
@@ -41,7 +41,7 @@ fn lost(facts: &Facts) -> Vec<Finding> {
     let listed: BTreeSet<_> = facts.jobs.iter().map(|view| view.job_id).collect();
     let accepted = facts.ledger.accepted();
     let lost = accepted.difference(&listed);
-    lost.map(|job| Finding::new("job_lost", job, "accepted with 202, and not in the list"))
+    lost.map(|job| Finding::of_job("job_lost", *job, "accepted with 202, and not in the list"))
         .collect()
 }
 
@@ -52,7 +52,7 @@ fn doubled(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for view in &facts.jobs {
         if !ids.insert(view.job_id) {
-            findings.push(Finding::new(
+            findings.push(Finding::of_job(
                 "job_doubled",
                 view.job_id,
                 "in the list twice",
@@ -61,7 +61,7 @@ fn doubled(facts: &Facts) -> Vec<Finding> {
             && let Some(other) = keys.insert(key, view.job_id)
         {
             let detail = format!("same idempotency key as {other}");
-            findings.push(Finding::new("job_doubled", view.job_id, detail));
+            findings.push(Finding::of_job("job_doubled", view.job_id, detail));
         }
     }
     findings
@@ -83,7 +83,7 @@ fn unexplained(facts: &Facts) -> Vec<Finding> {
             Some(_) => "its request was refused",
             None => "no request of the log submitted it",
         };
-        findings.push(Finding::new("job_unexplained", view.job_id, detail));
+        findings.push(Finding::of_job("job_unexplained", view.job_id, detail));
     }
     findings
 }
@@ -93,7 +93,7 @@ fn unfinished(facts: &Facts) -> Vec<Finding> {
     let open = |status| matches!(status, JobStatus::Pending | JobStatus::Processing);
     let unfinished = facts.jobs.iter().filter(|view| open(view.status));
     unfinished
-        .map(|view| Finding::new("job_unfinished", view.job_id, view.status.as_str()))
+        .map(|view| Finding::of_job("job_unfinished", view.job_id, view.status.as_str()))
         .collect()
 }
 

@@ -78,7 +78,7 @@ fn lines(
         let next = if full {
             let page = store.events(&selection, &after, PAGE).await;
             Some(page.inspect_err(|cause| {
-                tracing::error!(error = format!("{cause:#}"), "events break off");
+                tracing::error!(error = ops::postgres::explain(cause), "events break off");
             })?)
         } else {
             None

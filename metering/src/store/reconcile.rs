@@ -66,8 +66,7 @@ impl Store {
             -- metering.reconcile_counts\n\
             SELECT (SELECT count(*) FROM metering.events) AS events,\n    \
                 (SELECT count(*) FROM metering.quarantine) AS quarantined,\n    \
-                (SELECT count(*) FROM metering.dead_letters\n        \
-                    WHERE replayed_at IS NULL) AS dead_letters";
+                (SELECT count(*) FROM metering.dead_letters) AS dead_letters";
         let mut client = self.client().await?;
         let snapshot = client
             .build_transaction()

@@ -2,42 +2,52 @@
 //! stream consumer may stop waking), partitions assigned by hand at the offsets Postgres names,
 //! and a bounded channel that makes a slow database slow the fetching, not fill the memory.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    panic::{self, AssertUnwindSafe},
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
-    message::{BorrowedMessage, Headers as _, Message as _},
+    message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, Message as _},
     types::RDKafkaErrorCode,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{Offsets, Place, Record};
+use super::{Offsets, Place, Poison, Record};
 use crate::{config::KafkaOptions, kafka};
 
-/// Records fetched ahead of the database.
+/// Records fetched ahead of the database, those that it works on included: how many, and how many
+/// bytes.
 const PREFETCH: usize = 2_000;
-/// What librdkafka itself may hold, in records a partition and KiB.
+const PREFETCH_BYTES: u32 = 16 * 1024 * 1024;
+/// What a record takes besides its bytes.
+const RECORD_BYTES: usize = 256;
+/// What librdkafka itself may hold: records a partition, KiB in all, and bytes on their way.
 const QUEUED_RECORDS: &str = "2000";
 const QUEUED_KBYTES: &str = "16384";
+const FETCH_BYTES: &str = "8388608";
+/// How long librdkafka waits before it fetches again for a queue that was full.
+const FULL_PAUSE_MS: &str = "50";
 /// How long the thread waits for a record before it looks whether it should end.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The partitions of `topics` as the brokers know them.
-pub(super) async fn partitions(
-    options: &KafkaOptions,
-    topics: &'static [&'static str],
-) -> anyhow::Result<Vec<Place>> {
-    let known = kafka::Topics::new(options)?;
-    let mut places = Vec::new();
-    for &topic in topics {
-        let found = known.partitions(topic).await?.into_iter();
-        places.extend(found.map(|partition| Place { topic, partition }));
-    }
-    Ok(places)
+/// A record with the room that it takes up until it is dropped.
+pub(super) type Fetched = (Record, OwnedSemaphorePermit);
+
+thread_local! {
+    /// Whether this thread reads a header, and panics quietly.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Starts fetching at `offsets`; the thread ends when `over` is cancelled, the receiver is gone,
@@ -47,7 +57,7 @@ pub(super) fn start(
     name: &str,
     offsets: &Offsets,
     over: CancellationToken,
-) -> anyhow::Result<mpsc::Receiver<anyhow::Result<Record>>> {
+) -> anyhow::Result<mpsc::Receiver<anyhow::Result<Fetched>>> {
     let consumer: BaseConsumer = kafka::client(options)
         // Names us to the broker's operators; membership and commits are not used.
         .set("group.id", name)
@@ -58,6 +68,8 @@ pub(super) fn start(
         .set("isolation.level", "read_committed")
         .set("queued.min.messages", QUEUED_RECORDS)
         .set("queued.max.messages.kbytes", QUEUED_KBYTES)
+        .set("fetch.max.bytes", FETCH_BYTES)
+        .set("fetch.queue.backoff.ms", FULL_PAUSE_MS)
         .set("fetch.wait.max.ms", "100")
         .create()
         .context("set up the Kafka consumer")?;
@@ -70,9 +82,10 @@ pub(super) fn start(
     }
     consumer.assign(&assignment).context("assign partitions")?;
     let (sender, receiver) = mpsc::channel(PREFETCH);
+    let runtime = Handle::current();
     std::thread::Builder::new()
         .name(format!("inbox {name}"))
-        .spawn(move || fetch(&consumer, &topics, &sender, &over))
+        .spawn(move || fetch(&consumer, &topics, &sender, &over, &runtime))
         .context("start the fetching thread")?;
     Ok(receiver)
 }
@@ -80,21 +93,26 @@ pub(super) fn start(
 fn fetch(
     consumer: &BaseConsumer,
     topics: &BTreeMap<String, &'static str>,
-    sender: &mpsc::Sender<anyhow::Result<Record>>,
+    sender: &mpsc::Sender<anyhow::Result<Fetched>>,
     over: &CancellationToken,
+    runtime: &Handle,
 ) {
+    let room = Arc::new(Semaphore::new(PREFETCH_BYTES as usize));
     let mut troubled = false;
     while !over.is_cancelled() {
         let fetched = match consumer.poll(POLL) {
             None => continue,
             Some(Ok(message)) => {
                 troubled = false;
-                Ok(record(&message, topics))
+                let record = record(&message, topics);
+                let wanted = room.clone().acquire_many_owned(bytes(&record));
+                let Some(Ok(taken)) = runtime.block_on(over.run_until_cancelled(wanted)) else {
+                    return;
+                };
+                Ok((record, taken))
             }
-            Some(Err(error)) if is_fatal(&error) => Err(anyhow::Error::from(error).context(
-                "Kafka no longer has the next offset that Postgres names: was the topic made \
-                 anew, or did its retention pass an outage of ours?",
-            )),
+            Some(Err(error)) if is_fatal(&error) => Err(anyhow::Error::from(error)
+                .context("Kafka does not have the next offset that Postgres names")),
             Some(Err(error)) => {
                 if !std::mem::replace(&mut troubled, true) {
                     tracing::warn!(%error, "Kafka trouble, waiting it out");
@@ -125,17 +143,18 @@ fn record(message: &BorrowedMessage<'_>, topics: &BTreeMap<String, &'static str>
     let topic = topics
         .get(message.topic())
         .expect("only assigned topics are fetched");
-    let headers = message.headers().map_or_else(BTreeMap::new, |headers| {
-        let text = |value: Option<&[u8]>| {
-            value
-                .and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
-                .unwrap_or_default()
-        };
-        headers
-            .iter()
-            .map(|header| (header.key.to_owned(), text(header.value)))
-            .collect()
-    });
+    let (mut headers, mut flaw) = (BTreeMap::new(), None);
+    if let Some(found) = message.headers() {
+        for index in 0..found.count() {
+            if let Some(Header { key, value }) = header(found, index) {
+                let text = value.and_then(|bytes| str::from_utf8(bytes).ok());
+                headers.insert(key.to_owned(), text.unwrap_or_default().to_owned());
+            } else {
+                let number = index + 1;
+                flaw = Some(Poison(format!("the name of header {number} is not UTF-8")));
+            }
+        }
+    }
     Record {
         place: Place {
             topic,
@@ -145,5 +164,36 @@ fn record(message: &BorrowedMessage<'_>, topics: &BTreeMap<String, &'static str>
         key: message.key().map(<[u8]>::to_vec),
         headers,
         value: message.payload().map(<[u8]>::to_vec),
+        flaw,
     }
+}
+
+/// A header, or `None` if its name is not UTF-8: at such a one rdkafka panics, which must not end
+/// the thread, nor frighten the log's reader.
+fn header(headers: &BorrowedHeaders, index: usize) -> Option<Header<'_, &[u8]>> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                usual(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let read = panic::catch_unwind(AssertUnwindSafe(|| headers.get(index)));
+    QUIET.set(false);
+    read.ok()
+}
+
+/// The room that a record takes up; one that is larger than all of it takes all.
+fn bytes(record: &Record) -> u32 {
+    let headers: usize = record
+        .headers
+        .iter()
+        .map(|(name, text)| name.len() + text.len())
+        .sum();
+    let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+    let all = headers + length(&record.key) + length(&record.value) + RECORD_BYTES;
+    u32::try_from(all).map_or(PREFETCH_BYTES, |all| all.min(PREFETCH_BYTES))
 }

@@ -1,34 +1,86 @@
 //! The Postgres side of the inbox: offsets, identities, dead letters.
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+};
 
 use deadpool_postgres::{GenericClient, Transaction};
+use tracing::warn;
 
 use super::{Event, Offsets, Place, Poison, Record};
-use crate::{lease::LeaseError, postgres::Pool};
+use crate::lease::LeaseError;
 
-/// Next offsets of `places`, beginning a partition that is new to this consumer at 0.
+/// Next offsets of the partitions that hold `bounds`. One that is new to this consumer begins with
+/// the oldest record that Kafka still has.
+///
+/// # Errors
+/// When Postgres fails, or an offset that was reached before is not in Kafka (any more): going on
+/// elsewhere would skip records or repeat them, so only a person may decide that.
 pub(super) async fn offsets(
-    pool: &Pool,
+    client: &impl GenericClient,
     schema: &str,
     consumer: &str,
-    places: &[Place],
+    bounds: &BTreeMap<Place, Range<i64>>,
 ) -> anyhow::Result<Offsets> {
     let sql = format!(
         "-- ops.inbox_offset\n\
          INSERT INTO {schema}.inbox_offsets AS known (consumer, topic, partition, next_offset)\n\
-         VALUES ($1, $2, $3, 0) ON CONFLICT (consumer, topic, partition)\n\
-         DO UPDATE SET next_offset = known.next_offset RETURNING next_offset"
+         VALUES ($1, $2, $3, $4) ON CONFLICT (consumer, topic, partition)\n\
+         DO UPDATE SET next_offset = known.next_offset RETURNING next_offset, xmax = 0"
     );
-    let client = pool.get().await?;
     let mut offsets = Offsets::new();
-    for place in places {
+    for (place, held) in bounds {
+        let Place { topic, partition } = place;
         let row = client
-            .query_one(&sql, &[&consumer, &place.topic, &place.partition])
+            .query_one(&sql, &[&consumer, topic, partition, &held.start])
             .await?;
-        offsets.insert(*place, row.get(0));
+        let (next, new) = (row.get(0), row.get(1));
+        if new && held.start > 0 {
+            warn!(
+                consumer,
+                kafka.topic = topic,
+                kafka.partition = partition,
+                kafka.offset = held.start,
+                "new to this partition, whose beginning has expired: taking in what is left"
+            );
+        }
+        require_held(schema, consumer, *place, next, held)?;
+        offsets.insert(*place, next);
     }
     Ok(offsets)
+}
+
+fn require_held(
+    schema: &str,
+    consumer: &str,
+    place: Place,
+    next: i64,
+    held: &Range<i64>,
+) -> anyhow::Result<()> {
+    let Place { topic, partition } = place;
+    let Range { start, end } = held;
+    let go_on = |offset: &i64| {
+        format!(
+            "by: UPDATE {schema}.inbox_offsets SET next_offset = {offset} WHERE consumer = \
+             '{consumer}' AND topic = '{topic}' AND partition = {partition}"
+        )
+    };
+    anyhow::ensure!(
+        next >= *start,
+        "topic {topic}, partition {partition}: the next offset is {next}, but the oldest that \
+         Kafka still has is {start}: {} records are LOST to {consumer}. Find out what they were, \
+         then go on without them {}",
+        start - next,
+        go_on(start)
+    );
+    anyhow::ensure!(
+        next <= *end,
+        "topic {topic}, partition {partition}: the next offset is {next}, but the partition \
+         ends at {end}: was the topic made anew? If so, {consumer} may begin again {}",
+        go_on(start)
+    );
+    Ok(())
 }
 
 /// Moves the offsets past `records` if they still stand where this consumer left them; returns
@@ -111,7 +163,6 @@ pub(super) async fn bury(
         .map(|(name, text)| (name.replace('\0', "␀"), text.replace('\0', "␀").into()))
         .collect();
     let headers = serde_json::Value::Object(headers);
-    let reason = reason.0.replace('\0', "␀");
     let Place { topic, partition } = record.place;
     transaction
         .execute(
@@ -124,9 +175,14 @@ pub(super) async fn bury(
                 &record.key,
                 &headers,
                 &record.value,
-                &reason,
+                &reason.0,
             ],
         )
         .await?;
     Ok(())
+}
+
+/// The headers of a dead letter, as they were kept.
+pub(super) fn headers(kept: serde_json::Value) -> BTreeMap<String, String> {
+    serde_json::from_value(kept).unwrap_or_default()
 }

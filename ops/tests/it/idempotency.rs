@@ -1,7 +1,7 @@
 //! One answer per key: under concurrency, after a rollback, and after expiry.
 
 use jiff::{SignedDuration, Timestamp};
-use ops::idempotency::{Claim, Request, claim, sweep};
+use ops::idempotency::{Claim, Request, claim};
 use ops::postgres::Pool;
 use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::json;
@@ -128,9 +128,7 @@ async fn an_expired_key_is_free_for_any_request_and_is_swept() {
         ..request
     };
     assert_eq!(once(&pool, old, json!(4), past).await, Claim::Fresh);
-    let client = pool.get().await.unwrap();
-    assert_eq!(sweep(&client, "probe", 10).await.unwrap(), 1);
-    drop(client);
+    assert_eq!(ops::retention::sweep(&pool, "probe").await.unwrap(), 1);
     assert_eq!(
         count(&pool, "SELECT count(*) FROM probe.idempotency_keys").await,
         1

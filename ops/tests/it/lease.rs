@@ -239,3 +239,26 @@ async fn a_standby_takes_over_and_the_fenced_owner_writes_nothing_more() {
         "an older epoch wrote after a newer one"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_that_hangs_past_its_lease_is_dropped_and_the_lease_is_free_again() {
+    let (_database, pool) = database().await;
+    let leases = LeaseTable::named("probe");
+    let (stop, ttl) = (CancellationToken::new(), Duration::from_millis(500));
+    let (begun, mut beginnings) = tokio::sync::mpsc::unbounded_channel();
+    let hang = |lease: Lease<String>, _over| {
+        begun.send(lease.epoch).unwrap();
+        std::future::pending()
+    };
+    let running = while_leased(&pool, &leases, "lane", ttl, &stop, hang);
+    let watching = async {
+        let first = beginnings.recv().await.unwrap();
+        expire(&pool.get().await.unwrap(), "lane").await;
+        let second = tokio::time::timeout(DEADLINE, beginnings.recv()).await;
+        stop.cancel();
+        (first, second.unwrap().unwrap())
+    };
+    let (ended, (first, second)) = tokio::join!(running, watching);
+    ended.unwrap();
+    assert!(first < second);
+}

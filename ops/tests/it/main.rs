@@ -11,6 +11,11 @@ mod idempotency;
 mod inbox;
 mod lease;
 mod outbox;
+mod partitions;
+mod postgres;
+mod retention;
+mod stall;
+mod wire;
 
 use std::time::Duration;
 

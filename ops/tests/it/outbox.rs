@@ -6,14 +6,14 @@ use std::{
 };
 
 use ops::config::KafkaOptions;
-use ops::kafka::Topics;
-use ops::outbox::{Message, Publisher, append, append_all};
+use ops::kafka::{MAX_RECORD_BYTES, Topics};
+use ops::outbox::{AppendError, Message, Publisher, append, append_all};
 use ops::postgres::Pool;
 use ops::testing::{eventually, kafka, records::from_the_start};
 use rdkafka::message::{Headers as _, Message as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::{DEADLINE, count, database};
+use crate::{DEADLINE, count, database, stall::Stall};
 
 pub(crate) const TOPIC: &str = "probe.v1";
 
@@ -155,4 +155,81 @@ async fn publishers_cut_off_anywhere_lose_nothing_and_keep_each_keys_order() {
             .collect();
         assert_eq!(told, wanted);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_the_producer_refuses_has_nothing_before_it_sent_twice() {
+    let (_database, pool) = database().await;
+    let options = kafka();
+    ops::kafka::ensure_topics(&options, &[TOPIC]).await.unwrap();
+    let client = pool.get().await.unwrap();
+    let before: Vec<Message> = (0..3).map(|number| message("k", number)).collect();
+    append_all(&client, "probe", &before).await.unwrap();
+    // Past the check of `append`, as by a release that had a larger limit.
+    let sql = "INSERT INTO probe.outbox (topic, key, ce_source, ce_id, ce_type, ce_time, value)\n\
+               VALUES ($1, 'k', '/probe', 'huge', 'huge', now(),\n    \
+               convert_to(repeat('x', 2000000), 'UTF8'))";
+    client.execute(sql, &[&TOPIC]).await.unwrap();
+    append(&client, "probe", &message("k", 4)).await.unwrap();
+    let stop = CancellationToken::new();
+    let running =
+        tokio::spawn(Publisher::new(pool.clone(), "probe", options.clone()).run(stop.clone()));
+    eventually("what stands before is marked", DEADLINE, || async {
+        let sql = "SELECT count(*) FROM probe.outbox WHERE published_at IS NOT NULL";
+        (count(&pool, sql).await == 3).then_some(())
+    })
+    .await;
+    let sql = "DELETE FROM probe.outbox WHERE ce_id = 'huge'";
+    client.execute(sql, &[]).await.unwrap();
+    published(&pool).await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    let pair = |number: usize| ("k".to_owned(), format!("k-{number}"));
+    assert_eq!(everything(&options).await, [0, 1, 2, 4].map(pair));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kafka_would_refuse_is_not_appended_and_the_largest_that_is_leaves() {
+    let (_database, pool) = database().await;
+    let options = kafka();
+    ops::kafka::ensure_topics(&options, &[TOPIC]).await.unwrap();
+    let client = pool.get().await.unwrap();
+    let of = |bytes: usize| Message {
+        value: vec![b'x'; bytes],
+        ..message("k", 1)
+    };
+    let refused = append(&client, "probe", &of(MAX_RECORD_BYTES)).await;
+    let refused = refused.unwrap_err();
+    assert!(
+        matches!(&refused, AppendError::TooLarge { id, .. } if id == "k-1"),
+        "{refused}"
+    );
+    append(&client, "probe", &of(MAX_RECORD_BYTES - 500))
+        .await
+        .unwrap();
+    let stop = CancellationToken::new();
+    let running =
+        tokio::spawn(Publisher::new(pool.clone(), "probe", options.clone()).run(stop.clone()));
+    published(&pool).await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_hang_hold_up_the_publisher_only_for_a_while() {
+    let (database, pool) = database().await;
+    let options = kafka();
+    ops::kafka::ensure_topics(&options, &[TOPIC]).await.unwrap();
+    let stall = Stall::before(&database).await;
+    let stop = CancellationToken::new();
+    let publisher = Publisher::new(stall.pool(), "probe", options.clone());
+    let running = tokio::spawn(publisher.run(stop.clone()));
+    let client = pool.get().await.unwrap();
+    append(&client, "probe", &message("k", 1)).await.unwrap();
+    published(&pool).await;
+    stall.freeze();
+    append(&client, "probe", &message("k", 2)).await.unwrap();
+    published(&pool).await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }

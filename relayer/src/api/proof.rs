@@ -12,7 +12,7 @@ use contracts::{
     server::{Json, Path, Principal},
 };
 use deadpool_postgres::Transaction;
-use ops::postgres::Pool;
+use ops::postgres::{Pool, explain, is_outage};
 use tokio_postgres::IsolationLevel;
 use tracing::error;
 
@@ -23,7 +23,7 @@ use crate::{
     store::{batches, confirmations, proofs},
 };
 
-/// When to ask again for a proof that is not there yet, in seconds.
+/// When to ask again for a proof that is not there yet, or a database, in seconds.
 const RETRY_AFTER: u64 = 3;
 
 /// Why there is no answer.
@@ -39,14 +39,18 @@ pub(super) async fn get(
     principal: Principal,
     Path(job_id): Path<JobId>,
 ) -> Result<Json<ProofResponse>, Problem> {
-    principal.require(Scope::JobsRead)?;
+    principal.require_one_of(&Scope::READ_JOBS)?;
     prove(&pool, &principal, job_id)
         .await
         .map(Json)
         .map_err(|missing| match missing {
             Missing::Told(problem) => problem,
             Missing::Failed(cause) => {
-                error!(job.id = %job_id, error = format!("{cause:#}"), "cannot prove");
+                error!(job.id = %job_id, error = explain(&cause), "cannot prove");
+                if is_outage(cause.as_ref()) {
+                    return Problem::new(Code::ServiceUnavailable, "Try again shortly.")
+                        .with_retry_after(RETRY_AFTER);
+                }
                 Problem::internal()
             }
         })
@@ -67,7 +71,7 @@ async fn prove(
         .await?;
     let sealed = proofs::sealed(&snapshot, principal.tenant(), job_id)
         .await?
-        .filter(|sealed| principal.sees(&sealed.subject, sealed.team.as_deref()))
+        .filter(|sealed| principal.may_read_job(&sealed.subject, sealed.team.as_deref()))
         .ok_or_else(|| told("No job with a confirmation has this id."))?;
     let Some(place) = sealed.place else {
         return Err(not_yet("waits for a batch"));

@@ -29,6 +29,12 @@ pub enum Finality {
     Depth(u64),
 }
 
+/// A number of blocks, nonces or gas, as JSON-RPC writes it. What a `bigint` cannot hold no chain
+/// has: an endpoint that says so answers with nonsense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "U64")]
+pub(super) struct Quantity(u64);
+
 /// A receipt, as far as a deployment asks for it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,9 +50,31 @@ pub struct Receipt {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Header {
-    pub(super) number: U64,
+    pub(super) number: Quantity,
     pub(super) hash: B256,
     base_fee_per_gas: Option<U128>,
+}
+
+impl Quantity {
+    pub(super) const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<U64> for Quantity {
+    type Error = &'static str;
+
+    fn try_from(number: U64) -> Result<Self, Self::Error> {
+        let number: u64 = number.to();
+        require_storable(number).map(|()| Self(number))
+    }
+}
+
+fn require_storable(number: u64) -> Result<(), &'static str> {
+    match i64::try_from(number) {
+        Ok(_) => Ok(()),
+        Err(_) => Err("a number beyond 2^63"),
+    }
 }
 
 pub(super) fn call_of(to: Address, call: &impl SolCall) -> Value {
@@ -56,6 +84,9 @@ pub(super) fn call_of(to: Address, call: &impl SolCall) -> Value {
 pub(super) fn cursor(answer: &Bytes) -> anyhow::Result<Cursor> {
     let read = cursorCall::abi_decode_returns(answer)
         .context("the contract's cursor is not of the form of a JobsRegistry")?;
+    for number in [read.nextBatch, read.nextSequence] {
+        require_storable(number).map_err(anyhow::Error::msg)?;
+    }
     Ok(Cursor {
         next_batch: read.nextBatch,
         next_sequence: read.nextSequence,
@@ -78,6 +109,13 @@ pub(super) fn batch_confirmed(log: &Log) -> anyhow::Result<(BatchConfirmed, Incl
     let (Some(number), Some(hash), Some(transaction)) = place else {
         anyhow::bail!("an endpoint gave a log that is in no block");
     };
+    for number in [event.batchNumber, event.firstSequence, number] {
+        require_storable(number).map_err(anyhow::Error::msg)?;
+    }
+    anyhow::ensure!(
+        i32::try_from(event.jobCount).is_ok(),
+        "an endpoint gave a log of more jobs than any batch holds"
+    );
     Ok((
         event.data,
         Inclusion {
@@ -129,5 +167,21 @@ impl fmt::Display for Finality {
             Self::Tag => f.write_str("finalized"),
             Self::Depth(depth) => depth.fmt(f),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_no_chain_has_is_nonsense() {
+        let read = |text: &str| serde_json::from_str::<Quantity>(text).map(Quantity::get);
+        assert_eq!(
+            read("\"0x7fffffffffffffff\"").unwrap(),
+            i64::MAX.unsigned_abs()
+        );
+        assert!(read("\"0x8000000000000000\"").is_err());
+        assert!(read("\"0xffffffffffffffffff\"").is_err());
     }
 }

@@ -71,10 +71,20 @@ impl Endpoint {
             && !matches!(failure, RpcFailure::Answer { .. })
         {
             tracing::debug!(rpc.endpoint = self.label, rpc.method = method, %failure, "RPC");
-            let label = self.label.clone();
-            metrics::counter!("relayer_rpc_errors_total", "endpoint" => label).increment(1);
+            self.count_failure();
         }
         outcome
+    }
+
+    /// An answer of the right form that says what cannot be.
+    pub(super) fn nonsense(&self, what: String) -> anyhow::Error {
+        self.count_failure();
+        anyhow::Error::from(RpcFailure::Malformed).context(what)
+    }
+
+    fn count_failure(&self) {
+        let label = self.label.clone();
+        metrics::counter!("relayer_rpc_errors_total", "endpoint" => label).increment(1);
     }
 }
 

@@ -6,12 +6,10 @@ use tracing::info;
 use super::Setup;
 use crate::{
     batch::{Batch, Pending, State},
+    chain::LOG_RANGE_MAX,
     sight::Cursor,
     store::{self, LaneRow, Session, batches},
 };
-
-/// Blocks a look for earlier batches asks for at a time.
-const ADOPT_BLOCKS: u64 = 5_000;
 
 /// Opens the lane for the first time, where the contract stands; batches of before, which other
 /// databases know, are kept for the proofs of ours.
@@ -53,7 +51,7 @@ async fn earlier_batches(setup: &Setup, cursor: Cursor) -> anyhow::Result<Vec<Ba
     let (head, final_number) = setup.chain.heights().await?;
     let mut from = setup.first_block;
     while from <= head {
-        let to = head.min(from + ADOPT_BLOCKS - 1);
+        let to = head.min(from + LOG_RANGE_MAX - 1);
         for (event, at) in setup.chain.confirmed(from, to).await? {
             anyhow::ensure!(
                 at.block.number <= final_number,
@@ -66,6 +64,7 @@ async fn earlier_batches(setup: &Setup, cursor: Cursor) -> anyhow::Result<Vec<Ba
                 job_count: event.jobCount,
                 jobs_root: event.jobsRoot,
                 signed_after: None,
+                reverts: 0,
                 state: State::Finalized(Pending::Sealed, at),
             });
         }
@@ -99,7 +98,7 @@ pub(super) async fn change_gas_key(
     let bound = unfinal.iter().find(|batch| {
         !matches!(
             batch.state,
-            State::Pending(Pending::Sealed | Pending::Signed { .. })
+            State::Pending(Pending::Sealed | Pending::Signed { .. } | Pending::Stalled)
         )
     });
     if let Some(batch) = bound {

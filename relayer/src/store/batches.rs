@@ -1,11 +1,11 @@
 //! Batches and what was signed for them.
 
-use alloy::primitives::{B256, Bytes};
+use alloy::primitives::{Address, B256, Bytes};
 use deadpool_postgres::{GenericClient, Transaction};
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
-use super::{big, unsigned, word};
+use super::{address, big, unsigned, word};
 use crate::{
     batch::{Batch, Pending, State},
     nonce::Nonce,
@@ -15,7 +15,7 @@ use crate::{
 
 const COLUMNS: &str = "number, first_sequence, job_count, jobs_root, state, signer_epoch,\n    \
     nonce, \
-    signed_after, block_number, block_hash, transaction_hash";
+    signed_after, reverts, block_number, block_hash, transaction_hash";
 
 /// How many batches are in a state, and since when the oldest of them.
 #[derive(Clone, Debug)]
@@ -67,14 +67,15 @@ pub async fn save(
         UPDATE relayer.batches SET state = $3, signer_epoch = $4, nonce = $5,\n    \
         signed_after = $6, \
         block_number = $7, block_hash = $8, transaction_hash = $9,\n    \
-        finalized_at = CASE WHEN $3 = 'finalized' THEN coalesce(finalized_at, $10) END\n\
+        finalized_at = CASE WHEN $3 = 'finalized' THEN coalesce(finalized_at, $10) END,\n    \
+        reverts = $11\n\
         WHERE lane_id = $1 AND number = $2";
     let (pending, at) = match batch.state {
         State::Pending(pending) => (pending, None),
         State::Included(pending, at) | State::Finalized(pending, at) => (pending, Some(at)),
     };
     let (epoch, nonce) = match pending {
-        Pending::Sealed => (None, None),
+        Pending::Sealed | Pending::Stalled => (None, None),
         Pending::Signed { epoch } => (Some(i64::from(epoch)), None),
         Pending::Broadcast { epoch, nonce } => (Some(i64::from(epoch)), Some(big(nonce.get()))),
     };
@@ -92,6 +93,7 @@ pub async fn save(
                 &at.as_ref().map(|at| at.block.hash.as_slice()),
                 &at.as_ref().map(|at| at.transaction.as_slice()),
                 &now,
+                &i32::try_from(batch.reverts).unwrap_or(i32::MAX),
             ],
         )
         .await?;
@@ -130,16 +132,31 @@ pub async fn one(
         .map(batch))
 }
 
-/// The newest final batch's number, and the highest block any batch was seen in; zero for none.
-pub async fn high_water(
+/// The newest final batch's number and block; zeros for none.
+pub async fn last_final(
     client: &impl GenericClient,
     lane: i64,
 ) -> Result<(u64, u64), tokio_postgres::Error> {
-    let sql = "-- relayer.high_water\n\
-        SELECT coalesce(max(number) FILTER (WHERE state = 'finalized'), 0),\n    \
-        coalesce(max(block_number), 0) FROM relayer.batches WHERE lane_id = $1";
-    let row = client.query_one(sql, &[&lane]).await?;
-    Ok((unsigned(row.get(0)), unsigned(row.get(1))))
+    let sql = "-- relayer.last_final\n\
+        SELECT number, block_number FROM relayer.batches\n\
+        WHERE lane_id = $1 AND state = 'finalized' ORDER BY number DESC LIMIT 1";
+    let row = client.query_opt(sql, &[&lane]).await?;
+    Ok(row.map_or((0, 0), |row| (unsigned(row.get(0)), unsigned(row.get(1)))))
+}
+
+/// Gives the batches that stalled another set of tries; says which, by registry.
+pub async fn resume(
+    client: &impl GenericClient,
+) -> Result<Vec<(Address, u64)>, tokio_postgres::Error> {
+    let sql = "-- relayer.resume_batches\n\
+        UPDATE relayer.batches AS it SET state = 'sealed', reverts = 0\n\
+        FROM relayer.lanes WHERE lanes.id = it.lane_id AND it.state = 'stalled'\n\
+        RETURNING lanes.registry, it.number";
+    let rows = client.query(sql, &[]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| (address(row.get(0)), unsigned(row.get(1))))
+        .collect())
 }
 
 /// Commitments of the batches from the first on, as long as they stand in blocks.
@@ -200,18 +217,32 @@ pub async fn insert_signatures(
     Ok(())
 }
 
-/// What was signed for a batch in an epoch, in the contract's order.
+/// What those who may sign have signed for a batch in an epoch, in the contract's order and as
+/// many as it wants; what others once signed would have it refused.
 pub async fn signatures(
     client: &impl GenericClient,
     lane: i64,
-    batch: u64,
-    epoch: u32,
+    confirmation: (u64, u32),
+    allowed: &[Address],
+    threshold: u16,
 ) -> Result<Vec<Bytes>, tokio_postgres::Error> {
     let sql = "-- relayer.signatures\n\
         SELECT signature FROM relayer.signatures\n\
-        WHERE lane_id = $1 AND batch_number = $2 AND signer_epoch = $3 ORDER BY signer";
+        WHERE lane_id = $1 AND batch_number = $2 AND signer_epoch = $3 AND signer = ANY($4)\n\
+        ORDER BY signer LIMIT $5";
+    let (batch, epoch) = confirmation;
+    let allowed: Vec<&[u8]> = allowed.iter().map(|signer| signer.as_slice()).collect();
     let rows = client
-        .query(sql, &[&lane, &big(batch), &i64::from(epoch)])
+        .query(
+            sql,
+            &[
+                &lane,
+                &big(batch),
+                &i64::from(epoch),
+                &allowed,
+                &i64::from(threshold),
+            ],
+        )
         .await?;
     Ok(rows
         .iter()
@@ -245,9 +276,11 @@ fn batch(row: &Row) -> Batch {
         job_count: u32::try_from(row.get::<_, i32>("job_count")).expect("the check says positive"),
         jobs_root: word(row.get("jobs_root")),
         signed_after: row.get::<_, Option<i64>>("signed_after").map(unsigned),
+        reverts: u32::try_from(row.get::<_, i32>("reverts")).expect("the check says so"),
         state: match row.get("state") {
             "included" => State::Included(pending, inclusion()),
             "finalized" => State::Finalized(pending, inclusion()),
+            "stalled" => State::Pending(Pending::Stalled),
             _ => State::Pending(pending),
         },
     }

@@ -94,22 +94,40 @@ pub async fn waiting(
     })
 }
 
-/// The jobs that wait longest, locked for the batch they are about to join.
+/// The jobs for a shared batch that wait longest, locked for the one they are about to join.
 pub async fn lock_oldest(
     transaction: &Transaction<'_>,
-    individual: bool,
     max: u32,
 ) -> Result<Vec<Confirmation>, tokio_postgres::Error> {
     let sql = format!(
         "-- relayer.lock_oldest\n\
          SELECT {SEALED} FROM relayer.confirmations\n\
-         WHERE lane_id IS NULL AND individual = $1\n\
-         ORDER BY ordinal LIMIT $2 FOR UPDATE SKIP LOCKED"
+         WHERE lane_id IS NULL AND NOT individual\n\
+         ORDER BY ordinal LIMIT $1 FOR UPDATE SKIP LOCKED"
     );
-    let rows = transaction
-        .query(&sql, &[&individual, &i64::from(max)])
-        .await?;
+    let rows = transaction.query(&sql, &[&i64::from(max)]).await?;
     Ok(rows.iter().map(confirmation).collect())
+}
+
+/// The job that goes alone next, locked: the one that waits longest of the tenant whose turn it is
+/// after `last`, so that a tenant with many holds nobody up.
+pub async fn lock_alone(
+    transaction: &Transaction<'_>,
+    last: Uuid,
+) -> Result<Vec<Confirmation>, tokio_postgres::Error> {
+    let sql = format!(
+        "-- relayer.lock_alone\n\
+         SELECT {SEALED} FROM relayer.confirmations\n\
+         WHERE lane_id IS NULL AND individual AND tenant_id > $1\n\
+         ORDER BY tenant_id, ordinal LIMIT 1 FOR UPDATE SKIP LOCKED"
+    );
+    // After the last tenant comes the first again.
+    for after in [last, Uuid::nil()] {
+        if let Some(row) = transaction.query_opt(&sql, &[&after]).await? {
+            return Ok(vec![confirmation(&row)]);
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// Puts jobs into a batch, with sequences in the order given.

@@ -12,6 +12,10 @@ use crate::{
     transaction::{Attempt, Outstanding},
 };
 
+/// Most transactions looked at together. The lane has far fewer in the pools; more only where an
+/// endpoint says that the chain waits for a nonce of long ago.
+const OUTSTANDING_MAX: i64 = 64;
+
 /// Takes a nonce for a batch, for ever; false when the lane has moved past it meanwhile.
 pub async fn take_nonce(
     transaction: &Transaction<'_>,
@@ -68,7 +72,8 @@ pub async fn insert(
     Ok(())
 }
 
-/// The newest transaction of each nonce from `from` on, in nonce order.
+/// The newest transaction of each nonce from `from` on, in nonce order: the last ones, which are
+/// those that can be outstanding.
 pub async fn outstanding(
     client: &impl GenericClient,
     lane: i64,
@@ -79,9 +84,18 @@ pub async fn outstanding(
         SELECT DISTINCT ON (nonce) hash, nonce, attempt, batch_number, max_fee_wei, tip_wei,\n    \
         raw, created_at, broadcast_at, outcome FROM relayer.transactions\n\
         WHERE lane_id = $1 AND gas_key = $2 AND nonce >= $3\n\
+        AND nonce >= (SELECT next_nonce FROM relayer.lanes WHERE id = $1) - $4\n\
         ORDER BY nonce, attempt DESC";
     let rows = client
-        .query(sql, &[&lane, &gas_key.as_slice(), &big(from.get())])
+        .query(
+            sql,
+            &[
+                &lane,
+                &gas_key.as_slice(),
+                &big(from.get()),
+                &OUTSTANDING_MAX,
+            ],
+        )
         .await?;
     Ok(rows
         .iter()

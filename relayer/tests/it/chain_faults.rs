@@ -10,11 +10,7 @@ use contracts::registry::JobsRegistry::setThresholdCall;
 use ops::testing::{eventually, value};
 use serde_json::{Value, json};
 
-use crate::{
-    DEADLINE,
-    node::Node,
-    world::{World, assert_told_once},
-};
+use crate::{DEADLINE, node::Node, world::World};
 
 const INCLUDED: &str = "SELECT EXISTS (SELECT FROM relayer.batches)\n\
     AND NOT EXISTS (SELECT FROM relayer.batches\n\
@@ -51,8 +47,7 @@ async fn a_reorg_of_included_batches_ends_in_finality_told_once() {
     world.until("all are included", INCLUDED).await;
     let nonces = world.number("SELECT count(*) FROM relayer.nonces").await;
     take_back_all_batches(&world).await;
-    let told = world.told_of(&jobs).await;
-    assert_told_once(&told);
+    let told = world.told_once(&jobs).await;
     world.audit(&jobs, &told).await;
     world.assert_proven(&jobs).await;
     let after = world.number("SELECT count(*) FROM relayer.nonces").await;
@@ -186,8 +181,7 @@ async fn signers_that_change_under_way_cost_a_revert_and_nothing_else() {
         .send_as(world.admin, world.registry, input, 50)
         .await;
     world.node.resume_mining().await;
-    let told = world.told_of(&jobs).await;
-    assert_told_once(&told);
+    let told = world.told_once(&jobs).await;
     world.audit(&jobs, &told).await;
     let epochs = world
         .number("SELECT count(DISTINCT signer_epoch) FROM relayer.signatures")
@@ -218,8 +212,7 @@ async fn whoever_sends_our_batch_first_confirms_it() {
         "the stranger's came first"
     );
     let jobs = [first, world.complete(2, true).await].concat();
-    let told = world.told_of(&jobs).await;
-    assert_told_once(&told);
+    let told = world.told_once(&jobs).await;
     world.audit(&jobs, &told).await;
     assert_eq!(
         world.node.next_nonce(world.gas.address()).await,

@@ -9,9 +9,11 @@
 
 mod chain_faults;
 mod crashes;
+mod endpoints;
 mod flow;
 mod node;
 mod proofs;
+mod proxy;
 mod refusals;
 mod world;
 

@@ -29,6 +29,11 @@ pub(crate) struct Node {
 impl Node {
     /// An anvil of our own with a block every quarter of a second.
     pub(crate) fn start() -> Self {
+        Self::start_at(0)
+    }
+
+    /// The same, whose first block has this number.
+    pub(crate) fn start_at(first_block: u64) -> Self {
         let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let installed = here.join("../contracts/solidity/node_modules/.bin/anvil");
         let program = std::env::var_os("ANVIL").map_or(installed, PathBuf::from);
@@ -40,6 +45,8 @@ impl Node {
                 "0.25",
                 "--slots-in-an-epoch",
                 "1",
+                "--number",
+                &first_block.to_string(),
             ])
             .stdout(Stdio::piped())
             .spawn()

@@ -164,7 +164,20 @@ async fn a_proof_is_for_those_who_see_the_job() {
         404
     );
     assert_eq!(world.status(job, &other("user_2", None, admin)).await, 200);
-    assert_eq!(world.status(job, &other(SUBJECT, None, &[])).await, 403);
+    // Each of these scopes lets one read jobs without the others.
+    let team = &[Scope::JobsReadTeam][..];
+    assert_eq!(
+        world
+            .status(job, &other("user_2", Some("team_1"), team))
+            .await,
+        200
+    );
+    let admin = &[Scope::JobsAdmin][..];
+    assert_eq!(world.status(job, &other("user_2", None, admin)).await, 200);
+    let submit = &[Scope::JobsSubmit][..];
+    for scopes in [&[][..], submit] {
+        assert_eq!(world.status(job, &other(SUBJECT, None, scopes)).await, 403);
+    }
     let elsewhere = TenantId::generate(Clock::system().now());
     assert_eq!(
         world

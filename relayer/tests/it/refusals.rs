@@ -42,6 +42,27 @@ async fn a_configuration_that_does_not_fit_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_named_twice_is_refused() {
+    let world = World::on(Node::shared()).await;
+    let twice = format!("{0},{0}", world.node.url);
+    let (code, said) = outcome(world.command("check").env("RPC_URL", twice));
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("twice"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_names_an_admin_who_is_not_the_gas_key() {
+    let world = World::on(Node::shared()).await;
+    let (code, said) = outcome(&mut world.command("deploy"));
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("--admin"), "{said}");
+    let gas_key = world.gas.address().to_string();
+    let (code, said) = outcome(world.command("deploy").args(["--admin", &gas_key]));
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("--admin is the gas key"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_that_the_registry_does_not_know_are_refused() {
     let world = World::on(Node::shared()).await;
     world.write_keys("attesters", &[random_key(), random_key()]);

@@ -35,8 +35,15 @@ use ops::{
         value,
     },
 };
-use rdkafka::{Message as _, message::Headers as _};
-use relayer::store::{SCHEMA, migrations};
+use rdkafka::{
+    Message as _, Offset,
+    consumer::{BaseConsumer, Consumer as _},
+    message::Headers as _,
+};
+use relayer::{
+    signer::Attesters,
+    store::{SCHEMA, migrations},
+};
 use uuid::Uuid;
 
 use crate::{DEADLINE, node::Node};
@@ -156,6 +163,12 @@ impl World {
         }
     }
 
+    /// The attesters, in the order in which they are asked to sign.
+    pub(crate) fn attesters(&self) -> Vec<Address> {
+        let file = PathBuf::from(self.path("attesters"));
+        Attesters::from_file(&file).unwrap().addresses()
+    }
+
     /// The real program with this world's configuration.
     pub(crate) fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_relayer"));
@@ -225,7 +238,7 @@ impl World {
         produce(&self.kafka, told).await;
     }
 
-    /// Reads what was announced until `jobs` are all in it.
+    /// Reads what was announced until `jobs` are all in it, and on to what is now the end.
     pub(crate) async fn told_of(&self, jobs: &[JobId]) -> Announced {
         let wanted: BTreeSet<String> = jobs.iter().map(JobId::to_string).collect();
         let consumer = from_the_start(&self.kafka, RELAYER_CONFIRMED).await;
@@ -233,12 +246,19 @@ impl World {
             let mut told = Announced::new();
             let mut missing = wanted;
             let started = Instant::now();
-            while !missing.is_empty() {
+            let mut ends = None;
+            loop {
                 assert!(
                     started.elapsed() < DEADLINE,
                     "{} jobs are not final",
                     missing.len()
                 );
+                if missing.is_empty() {
+                    let ends = ends.get_or_insert_with(|| ends_of(&consumer));
+                    if is_at(&consumer, ends) {
+                        return told;
+                    }
+                }
                 let Some(message) = consumer.poll(Duration::from_millis(200)) else {
                     continue;
                 };
@@ -256,9 +276,24 @@ impl World {
                     .or_default()
                     .push(event);
             }
-            told
         });
         reading.await.unwrap()
+    }
+
+    /// What was announced once nothing more is to come: of these jobs, and each exactly once.
+    pub(crate) async fn told_once(&self, jobs: &[JobId]) -> Announced {
+        let rest = format!(
+            "SELECT NOT EXISTS (SELECT FROM relayer.batches WHERE state <> 'finalized')\n\
+             AND NOT EXISTS (SELECT FROM relayer.outbox WHERE published_at IS NULL)\n\
+             AND count(lane_id) >= {} AND count(lane_id) = count(*) FROM relayer.confirmations",
+            jobs.len()
+        );
+        self.until("nothing is under way any more", &rest).await;
+        let told = self.told_of(jobs).await;
+        for (identity, times) in &told {
+            assert_eq!(times.len(), 1, "{identity:?}");
+        }
+        told
     }
 
     /// Waits until a query gives true.
@@ -322,11 +357,29 @@ impl World {
     }
 }
 
-/// Asserts that every announcement was made exactly once.
-pub(crate) fn assert_told_once(told: &Announced) {
-    for (identity, times) in told {
-        assert_eq!(times.len(), 1, "{identity:?}");
-    }
+/// Where each partition that is read ends now.
+fn ends_of(consumer: &BaseConsumer) -> BTreeMap<i32, i64> {
+    let assigned = consumer.assignment().unwrap();
+    let end = |topic: &str, partition| {
+        let (_, end) = consumer
+            .fetch_watermarks(topic, partition, DEADLINE)
+            .unwrap();
+        (partition, end)
+    };
+    let partitions = assigned.elements();
+    partitions
+        .iter()
+        .map(|it| end(it.topic(), it.partition()))
+        .collect()
+}
+
+/// Whether the partitions were read up to these ends.
+fn is_at(consumer: &BaseConsumer, ends: &BTreeMap<i32, i64>) -> bool {
+    let position = consumer.position().unwrap();
+    position.elements().iter().all(|it| match it.offset() {
+        Offset::Offset(next) => next >= ends[&it.partition()],
+        _ => ends[&it.partition()] == 0,
+    })
 }
 
 pub(crate) fn random_key() -> PrivateKeySigner {

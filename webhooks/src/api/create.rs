@@ -5,9 +5,12 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use contracts::{
-    api::webhooks::{
-        CreateEndpoint, DEFAULT_EVENTS, DESCRIPTION_MAX_BYTES, EVENTS, EndpointCreated,
-        URL_MAX_BYTES,
+    api::{
+        jobs::JobEventType,
+        webhooks::{
+            CreateEndpoint, DEFAULT_EVENTS, DESCRIPTION_MAX_BYTES, EVENTS, EndpointCreated,
+            URL_MAX_BYTES,
+        },
     },
     assertion::Scope,
     id::EndpointId,
@@ -129,6 +132,8 @@ pub(super) fn refuse(errors: Vec<FieldError>) -> Result<(), Problem> {
 pub(super) fn url_error(guard: &Guard, text: &str) -> Option<FieldError> {
     let detail = match Url::parse(text) {
         _ if text.len() > URL_MAX_BYTES => format!("must have at most {URL_MAX_BYTES} bytes"),
+        // A parser drops or encodes them; Postgres text holds no NUL at all.
+        _ if text.chars().any(char::is_control) => "must hold no control character".to_owned(),
         Err(error) => format!("is not a URL: {error}"),
         Ok(url) => guard.check_url(&url).err()?.to_string(),
     };
@@ -139,17 +144,27 @@ pub(super) fn url_error(guard: &Guard, text: &str) -> Option<FieldError> {
     })
 }
 
-pub(super) fn events_error(events: &[contracts::api::jobs::JobEventType]) -> Option<FieldError> {
-    let detail = if events.is_empty() {
-        "must name at least one event".to_owned()
-    } else {
-        let odd = events.iter().find(|event| !EVENTS.contains(event))?;
-        format!("{} cannot be subscribed to", odd.as_str())
+/// What is wrong with a list of events, which is a set of those there are, and so no longer.
+pub(super) fn events_error(events: &[JobEventType]) -> Option<FieldError> {
+    let odd = events.iter().enumerate().find_map(|(place, event)| {
+        let name = event.as_str();
+        if !EVENTS.contains(event) {
+            Some(format!("{name} cannot be subscribed to"))
+        } else if events[..place].contains(event) {
+            Some(format!("names {name} twice"))
+        } else {
+            None
+        }
+    });
+    let none = || {
+        events
+            .is_empty()
+            .then(|| "must name at least one event".to_owned())
     };
     Some(FieldError {
         pointer: "/events".into(),
         code: "events".into(),
-        detail,
+        detail: odd.or_else(none)?,
     })
 }
 

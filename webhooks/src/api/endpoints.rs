@@ -10,11 +10,14 @@ use contracts::{
     id::EndpointId,
     server::{Json, Path, Principal, Query},
 };
+use jiff::Timestamp;
 
 use super::{Api, ApiError, create, cursor_of, event_type, not_found};
 use crate::{
+    delivery::Standing,
     health::Health,
     store::{
+        deliveries::{self, Reach},
         endpoints::{self, Endpoint},
         health,
     },
@@ -71,18 +74,24 @@ pub(super) async fn update(
             .and_then(create::description_error),
     );
     create::refuse(errors)?;
-    let tenant = principal.tenant().uuid();
+    let (tenant, now) = (principal.tenant().uuid(), api.clock.now());
     let mut client = api.pool.get().await?;
     let transaction = client.transaction().await?;
     let found = endpoints::get(&transaction, tenant, id.uuid()).await?;
-    let before = found.ok_or_else(|| not_found("endpoint"))?;
-    let endpoint = changed(before.clone(), request, &api);
-    if !endpoints::update(&transaction, tenant, &endpoint).await? {
-        return Err(not_found("endpoint"));
+    let id = found.ok_or_else(|| not_found("endpoint"))?.id;
+    if let Some(enabled) = request.enabled {
+        let standing = Standing::of(enabled);
+        deliveries::follow(&transaction, id, standing, Reach::Idle, now).await?;
     }
+    let found = endpoints::lock(&transaction, tenant, id).await?;
+    let before = found.ok_or_else(|| not_found("endpoint"))?;
+    let endpoint = changed(before.clone(), request, now);
+    endpoints::update(&transaction, tenant, &endpoint).await?;
+    let standing = Standing::of(endpoint.enabled);
+    deliveries::follow(&transaction, id, standing, Reach::All, now).await?;
     // What was learnt of the old address, or before it was switched on, tells nothing any more.
     if endpoint.url != before.url || (endpoint.enabled && !before.enabled) {
-        health::save(&transaction, endpoint.id, Health::Untried).await?;
+        health::save(&transaction, id, Health::Untried).await?;
     }
     transaction.commit().await?;
     Ok(Json(view(endpoint)))
@@ -94,16 +103,21 @@ pub(super) async fn delete(
     Path(id): Path<EndpointId>,
 ) -> Result<StatusCode, ApiError> {
     principal.require(Scope::WebhooksWrite)?;
-    let client = api.pool.get().await?;
-    let now = api.clock.now();
-    if endpoints::delete(&client, principal.tenant().uuid(), id.uuid(), now).await? {
-        Ok(StatusCode::NO_CONTENT)
-    } else {
-        Err(not_found("endpoint"))
+    let (tenant, now) = (principal.tenant().uuid(), api.clock.now());
+    let mut client = api.pool.get().await?;
+    let transaction = client.transaction().await?;
+    let found = endpoints::get(&transaction, tenant, id.uuid()).await?;
+    let id = found.ok_or_else(|| not_found("endpoint"))?.id;
+    deliveries::follow(&transaction, id, Standing::Deleted, Reach::Idle, now).await?;
+    if !endpoints::delete(&transaction, tenant, id, now).await? {
+        return Err(not_found("endpoint"));
     }
+    deliveries::follow(&transaction, id, Standing::Deleted, Reach::All, now).await?;
+    transaction.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
-fn changed(mut endpoint: Endpoint, request: UpdateEndpoint, api: &Api) -> Endpoint {
+fn changed(mut endpoint: Endpoint, request: UpdateEndpoint, now: Timestamp) -> Endpoint {
     if let Some(url) = request.url {
         endpoint.url = url;
     }
@@ -120,7 +134,7 @@ fn changed(mut endpoint: Endpoint, request: UpdateEndpoint, api: &Api) -> Endpoi
         endpoint.enabled = enabled;
         endpoint.disabled_reason = None;
     }
-    endpoint.updated_at = api.clock.now();
+    endpoint.updated_at = now;
     endpoint
 }
 

@@ -8,8 +8,8 @@ use contracts::{
     server::{Json, Path, Principal},
 };
 
-use super::{Api, ApiError, not_found};
-use crate::store::deliveries;
+use super::{Api, ApiError, not_found, not_sent_to};
+use crate::store::deliveries::{self, Replayed};
 
 pub(super) async fn replay(
     State(api): State<Api>,
@@ -17,14 +17,17 @@ pub(super) async fn replay(
     Path(id): Path<MessageId>,
 ) -> Result<(StatusCode, Json<DeliveryQueued>), ApiError> {
     principal.require(Scope::WebhooksWrite)?;
-    let client = api.pool.get().await?;
-    let now = api.clock.now();
-    if deliveries::replay(&client, principal.tenant().uuid(), id.uuid(), now).await? {
-        Ok((
-            StatusCode::ACCEPTED,
-            Json(DeliveryQueued { message_id: id }),
-        ))
-    } else {
-        Err(not_found("delivery"))
+    let (tenant, now) = (principal.tenant().uuid(), api.clock.now());
+    let mut client = api.pool.get().await?;
+    let transaction = client.transaction().await?;
+    match deliveries::replay(&transaction, tenant, id.uuid(), now).await? {
+        Replayed::Queued => {}
+        Replayed::Refused(standing) => return Err(not_sent_to(standing)),
+        Replayed::Missing => return Err(not_found("delivery")),
     }
+    transaction.commit().await?;
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(DeliveryQueued { message_id: id }),
+    ))
 }

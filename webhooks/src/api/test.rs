@@ -9,8 +9,11 @@ use contracts::{
 };
 use serde_json::json;
 
-use super::{Api, ApiError, not_found};
-use crate::store::{deliveries, endpoints};
+use super::{Api, ApiError, not_found, not_sent_to};
+use crate::{
+    delivery::Standing,
+    store::{deliveries, endpoints},
+};
 
 pub(super) async fn test(
     State(api): State<Api>,
@@ -18,14 +21,21 @@ pub(super) async fn test(
     Path(id): Path<EndpointId>,
 ) -> Result<(StatusCode, Json<DeliveryQueued>), ApiError> {
     principal.require(Scope::WebhooksWrite)?;
-    let client = api.pool.get().await?;
+    let mut client = api.pool.get().await?;
+    let transaction = client.transaction().await?;
     let (tenant, now) = (principal.tenant().uuid(), api.clock.now());
-    let endpoint = endpoints::get(&client, tenant, id.uuid()).await?;
+    let endpoint = endpoints::get(&transaction, tenant, id.uuid()).await?;
     let endpoint = endpoint.ok_or_else(|| not_found("endpoint"))?;
+    let standing = endpoints::hold_standing(&transaction, endpoint.id).await?;
+    if standing != Standing::Enabled {
+        return Err(not_sent_to(standing));
+    }
     let message = MessageId::generate(now);
     let body = json!({ "type": "webhook.test", "timestamp": now, "data": { "endpoint_id": id } });
     let body = body.to_string();
-    deliveries::queue_test(&client, tenant, endpoint.id, message.uuid(), &body, now).await?;
+    let uuid = message.uuid();
+    deliveries::queue_test(&transaction, tenant, endpoint.id, uuid, &body, now).await?;
+    transaction.commit().await?;
     Ok((
         StatusCode::ACCEPTED,
         Json(DeliveryQueued {

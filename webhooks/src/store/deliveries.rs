@@ -6,7 +6,11 @@ use ops::lease::LeaseTable;
 use tokio_postgres::{Error, Row, types::ToSql};
 use uuid::Uuid;
 
-use crate::{delivery::Delivery, intake::Telling};
+use super::endpoints;
+use crate::{
+    delivery::{Delivery, Standing},
+    intake::Telling,
+};
 
 /// A delivery, as the API shows it.
 #[derive(Clone, Debug)]
@@ -50,13 +54,35 @@ pub struct Filter {
     pub limit: i64,
 }
 
+/// Which of an endpoint's deliveries follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those that no worker has begun to send since they were last settled.
+    Idle,
+    /// All of them. One that is under way keeps its lease, and is settled as its endpoint stands
+    /// then.
+    All,
+}
+
+/// What became of a wish to send a delivery again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replayed {
+    /// It is queued.
+    Queued,
+    /// Its endpoint is not sent to.
+    Refused(Standing),
+    /// There is no such delivery.
+    Missing,
+}
+
 /// The table of deliveries, as leases see it.
 #[must_use]
 pub fn leases() -> LeaseTable {
     LeaseTable::new("webhooks.deliveries", "message_id")
 }
 
-/// Queues an event for every endpoint of its tenant that asked for it.
+/// Queues an event for every endpoint of its tenant that asked for it. Each is locked against being
+/// disabled or enabled before this transaction ends, so that what is queued follows it.
 ///
 /// # Errors
 /// When Postgres fails.
@@ -67,12 +93,13 @@ pub async fn queue(
 ) -> Result<(), Error> {
     let select = "-- webhooks.endpoints_subscribed\n\
         SELECT endpoint_id, enabled FROM webhooks.endpoints\n\
-        WHERE tenant_id = $1 AND $2 = ANY(events) AND deleted_at IS NULL";
+        WHERE tenant_id = $1 AND $2 = ANY(events) AND deleted_at IS NULL\n\
+        ORDER BY endpoint_id FOR SHARE";
     let rows = transaction
         .query(select, &[&telling.tenant, &telling.event_type])
         .await?;
     for row in rows {
-        let delivery = Delivery::queue(now, row.get(1));
+        let delivery = Delivery::queue(now, Standing::of(row.get(1)));
         let message = contracts::id::MessageId::generate(now).uuid();
         insert(transaction, message, row.get(0), telling, delivery, now).await?;
     }
@@ -124,6 +151,39 @@ async fn insert(
     Ok(())
 }
 
+/// Moves what waits for an endpoint to where the endpoint stands. After whatever changed the
+/// endpoint, in its transaction, for [`Reach::All`]. Before it, for [`Reach::Idle`]: a long backlog
+/// is then moved while nobody waits for the endpoint's row, least of all the intake of everyone.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn follow(
+    transaction: &Transaction<'_>,
+    endpoint: Uuid,
+    standing: Standing,
+    reach: Reach,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let sql = "-- webhooks.delivery_follow\n\
+        UPDATE webhooks.deliveries SET status = $3, next_attempt_at = $4, tries = $5,\n    \
+        last_error = coalesce($6, last_error)\n\
+        WHERE endpoint_id = $1 AND status = $2 AND ($7 OR lease_expires_at IS NULL)";
+    let reason = (standing == Standing::Deleted).then_some("the endpoint was deleted");
+    for before in [Delivery::Pending { tries: 0, due: now }, Delivery::Held] {
+        let after = before.follow(standing, now);
+        if after == before {
+            continue;
+        }
+        let (from, ..) = columns(before);
+        let (to, due, tries, _) = columns(after);
+        let all = reach == Reach::All;
+        transaction
+            .execute(sql, &[&endpoint, &from, &to, &due, &tries, &reason, &all])
+            .await?;
+    }
+    Ok(())
+}
+
 /// Queues a test event for one endpoint.
 ///
 /// # Errors
@@ -171,30 +231,33 @@ pub async fn settle(
     Ok(())
 }
 
-/// Queues a delivery of the tenant once more; false when there is none to queue.
+/// Queues a delivery of the tenant once more, if its endpoint is sent to.
 ///
 /// # Errors
 /// When Postgres fails.
 pub async fn replay(
-    client: &impl GenericClient,
+    transaction: &Transaction<'_>,
     tenant: Uuid,
     message: Uuid,
     now: Timestamp,
-) -> Result<bool, Error> {
+) -> Result<Replayed, Error> {
+    let Some(delivery) = get(transaction, tenant, message).await? else {
+        return Ok(Replayed::Missing);
+    };
+    let standing = endpoints::hold_standing(transaction, delivery.endpoint).await?;
+    if standing != Standing::Enabled {
+        return Ok(Replayed::Refused(standing));
+    }
     let sql = "-- webhooks.delivery_replay\n\
-        UPDATE webhooks.deliveries SET status = $3, next_attempt_at = $4, tries = $5,\n    \
-        delivered_at = $6, lease_owner = NULL, lease_expires_at = NULL,\n    \
+        UPDATE webhooks.deliveries SET status = $2, next_attempt_at = $3, tries = $4,\n    \
+        delivered_at = $5, lease_owner = NULL, lease_expires_at = NULL,\n    \
         lease_epoch = lease_epoch + 1\n\
-        WHERE tenant_id = $1 AND message_id = $2 AND EXISTS (SELECT FROM webhooks.endpoints e\n    \
-        WHERE e.endpoint_id = deliveries.endpoint_id AND e.deleted_at IS NULL)";
+        WHERE message_id = $1";
     let (status, due, tries, delivered_at) = columns(Delivery::Held.replay(now));
-    let updated = client
-        .execute(
-            sql,
-            &[&tenant, &message, &status, &due, &tries, &delivered_at],
-        )
+    transaction
+        .execute(sql, &[&message, &status, &due, &tries, &delivered_at])
         .await?;
-    Ok(updated == 1)
+    Ok(Replayed::Queued)
 }
 
 /// One of the tenant's deliveries.

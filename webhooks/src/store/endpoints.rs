@@ -1,9 +1,11 @@
 //! Endpoints and their secrets.
 
-use deadpool_postgres::GenericClient;
+use deadpool_postgres::{GenericClient, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
+
+use crate::delivery::Standing;
 
 /// An endpoint, as stored.
 #[derive(Clone, Debug)]
@@ -42,16 +44,20 @@ fn endpoint(row: &Row) -> Endpoint {
     }
 }
 
-/// Stores a new endpoint unless the tenant has `limit` already; false when it has.
+/// Stores a new endpoint unless the tenant has `limit` already; false when it has. Waits for other
+/// transactions that do so for the tenant: none of them sees what the others have yet to commit.
 ///
 /// # Errors
 /// When Postgres fails.
 pub async fn insert(
-    transaction: &impl GenericClient,
+    transaction: &Transaction<'_>,
     tenant: Uuid,
     endpoint: &Endpoint,
     limit: i64,
 ) -> Result<bool, Error> {
+    let turn = "-- webhooks.endpoint_turn\n\
+        SELECT pg_advisory_xact_lock(hashtextextended('webhooks.endpoints ' || $1::text, 0))";
+    transaction.query_one(turn, &[&tenant.to_string()]).await?;
     let sql = "-- webhooks.endpoint_insert\n\
         INSERT INTO webhooks.endpoints (endpoint_id, tenant_id, url, events, description,\n    \
         created_at, updated_at)\n\
@@ -92,6 +98,56 @@ pub async fn get(
         .await?
         .as_ref()
         .map(endpoint))
+}
+
+/// One of the tenant's endpoints, which nobody else changes before this transaction ends.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn lock(
+    transaction: &Transaction<'_>,
+    tenant: Uuid,
+    id: Uuid,
+) -> Result<Option<Endpoint>, Error> {
+    let sql = format!(
+        "-- webhooks.endpoint_lock\nSELECT {COLUMNS} FROM webhooks.endpoints\n\
+         WHERE tenant_id = $1 AND endpoint_id = $2 AND deleted_at IS NULL FOR NO KEY UPDATE"
+    );
+    Ok(transaction
+        .query_opt(&sql, &[&tenant, &id])
+        .await?
+        .as_ref()
+        .map(endpoint))
+}
+
+/// How an endpoint stands at this moment.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn standing(client: &impl GenericClient, id: Uuid) -> Result<Standing, Error> {
+    let sql = "-- webhooks.endpoint_standing\n\
+        SELECT enabled, deleted_at IS NOT NULL FROM webhooks.endpoints WHERE endpoint_id = $1";
+    Ok(standing_of(&client.query_one(sql, &[&id]).await?))
+}
+
+/// How an endpoint stands, and keeps standing until this transaction ends. To be asked before any
+/// delivery of it is locked, as everyone does.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn hold_standing(transaction: &Transaction<'_>, id: Uuid) -> Result<Standing, Error> {
+    let sql = "-- webhooks.endpoint_hold_standing\n\
+        SELECT enabled, deleted_at IS NOT NULL FROM webhooks.endpoints WHERE endpoint_id = $1\n\
+        FOR SHARE";
+    Ok(standing_of(&transaction.query_one(sql, &[&id]).await?))
+}
+
+fn standing_of(row: &Row) -> Standing {
+    if row.get(1) {
+        Standing::Deleted
+    } else {
+        Standing::of(row.get(0))
+    }
 }
 
 /// The tenant's endpoints, newest first, from before `cursor` on.
@@ -158,7 +214,7 @@ pub async fn update(
     Ok(updated == 1)
 }
 
-/// Removes an endpoint from the tenant's sight; its deliveries stay on record, held.
+/// Removes an endpoint from the tenant's sight; its deliveries stay on record.
 ///
 /// # Errors
 /// When Postgres fails.
@@ -207,6 +263,22 @@ pub async fn add_secret(
         .execute(sql, &[&endpoint, &ciphertext, &now])
         .await?;
     Ok(())
+}
+
+/// How many secrets sign at `now`, and when the first of them ends, if any does.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn live_secrets(
+    transaction: &impl GenericClient,
+    endpoint: Uuid,
+    now: Timestamp,
+) -> Result<(i64, Option<Timestamp>), Error> {
+    let sql = "-- webhooks.secrets_live\n\
+        SELECT count(*), min(expires_at) FROM webhooks.secrets\n\
+        WHERE endpoint_id = $1 AND (expires_at IS NULL OR expires_at > $2)";
+    let row = transaction.query_one(sql, &[&endpoint, &now]).await?;
+    Ok((row.get(0), row.get(1)))
 }
 
 /// Lets the present secret sign for `overlap` more, and forgets those that ended.

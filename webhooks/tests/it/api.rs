@@ -100,6 +100,15 @@ async fn bad_endpoints_are_refused_with_the_pointer() {
             json!({ "url": "https://example.com", "events": ["job.purged"] }),
             "/events",
         ),
+        (
+            json!({ "url": "https://example.com", "events": ["job.failed", "job.failed"] }),
+            "/events",
+        ),
+        (json!({ "url": "https://example.com/a\0b" }), "/url"),
+        (
+            json!({ "url": "https://example.com", "description": "a\0b" }),
+            "/description",
+        ),
     ] {
         let (status, answer) = app
             .request(app.tenant, &scopes, "POST", ENDPOINTS, Some(body))
@@ -121,4 +130,74 @@ async fn bad_endpoints_are_refused_with_the_pointer() {
         app.count("SELECT count(*) FROM webhooks.endpoints").await,
         0
     );
+}
+
+#[tokio::test]
+async fn a_bad_change_is_refused_too_and_the_table_holds_a_bounded_set_of_events() {
+    let app = App::start().await;
+    let created = app
+        .write("POST", ENDPOINTS, json!({ "url": "https://example.com" }))
+        .await;
+    let one = format!("{ENDPOINTS}/{}", created["endpoint_id"].as_str().unwrap());
+    for (body, pointer) in [
+        (json!({ "url": "https://example.com/\0" }), "/url"),
+        (json!({ "description": "\0" }), "/description"),
+        (
+            json!({ "events": vec!["job.completed"; 10_000] }),
+            "/events",
+        ),
+    ] {
+        let scopes = [Scope::WebhooksWrite];
+        let (status, answer) = app
+            .request(app.tenant, &scopes, "PATCH", &one, Some(body))
+            .await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+        assert_eq!(answer["errors"][0]["pointer"], pointer, "{answer}");
+    }
+    let client = app.pool.get().await.unwrap();
+    for events in ["'{}'", "array_fill('job.failed'::text, ARRAY[7])"] {
+        let sql = format!("UPDATE webhooks.endpoints SET events = {events}");
+        let refused = client.batch_execute(&sql).await.unwrap_err();
+        assert!(
+            refused
+                .as_db_error()
+                .unwrap()
+                .message()
+                .contains("events_check")
+        );
+    }
+}
+
+#[tokio::test]
+async fn secrets_that_sign_at_a_time_are_limited_and_none_ends_before_its_time() {
+    let app = App::start().await;
+    let created = app
+        .write("POST", ENDPOINTS, json!({ "url": "https://example.com" }))
+        .await;
+    let id = created["endpoint_id"].as_str().unwrap();
+    let rotate = format!("{ENDPOINTS}/{id}/rotate-secret");
+    let scopes = [Scope::WebhooksWrite];
+    let rotated = async |body| {
+        app.request(app.tenant, &scopes, "POST", &rotate, body)
+            .await
+    };
+    let live = "SELECT count(*) FROM webhooks.secrets WHERE coalesce(expires_at > now(), true)";
+    // No body at all is the usual overlap.
+    for already in 1..5 {
+        assert_eq!(app.count(live).await, already);
+        let (status, answer) = rotated(None).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    }
+    let (status, answer) = rotated(Some(json!({ "overlap_seconds": 60 }))).await;
+    assert_eq!(
+        (status, &answer["code"]),
+        (StatusCode::CONFLICT, &json!("CONFLICT")),
+        "{answer}"
+    );
+    let tomorrow = "SELECT count(*) FROM webhooks.secrets \
+        WHERE coalesce(expires_at > now() + interval '23 hours', true)";
+    assert_eq!(app.count(tomorrow).await, 5);
+    // A secret that leaked can be replaced at any time.
+    let (status, _) = rotated(Some(json!({ "overlap_seconds": 0 }))).await;
+    assert_eq!((status, app.count(live).await), (StatusCode::OK, 1));
 }

@@ -136,19 +136,18 @@ impl App {
             body_sha256: assertion::sha256_hex(body.as_bytes()),
             expires_at: now().as_second() + 20,
         };
-        let response = self
+        let mut request = self
             .http
             .request(
                 method.parse().unwrap(),
                 format!("http://{}{path}", self.api),
             )
             .header(assertion::HEADER, assertion::sign(&claims, &ASSERTION_KEY))
-            .header("content-type", "application/json")
-            .header("idempotency-key", path)
-            .body(body)
-            .send()
-            .await
-            .unwrap();
+            .header("idempotency-key", path);
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        let response = request.body(body).send().await.unwrap();
         let status = response.status();
         let text = response.text().await.unwrap();
         (status, serde_json::from_str(&text).unwrap_or(Value::Null))

@@ -73,14 +73,15 @@ impl Dead {
 
 impl App {
     /// An endpoint that is owed `deliveries`, the first of them for an hour.
-    async fn owe(&self, url: &str, deliveries: usize) -> String {
+    pub(crate) async fn owe(&self, url: &str, deliveries: usize) -> String {
         // The application's idempotency key is the path.
         let path = format!("{ENDPOINTS}?{url}");
         let created = self.write("POST", &path, json!({ "url": url })).await;
         self.execute(&format!(
             "INSERT INTO webhooks.deliveries (message_id, endpoint_id, tenant_id, event_source,
                 event_id, body, status, next_attempt_at, created_at)
-            SELECT gen_random_uuid(), endpoint_id, tenant_id, '/test', n::text, '{{}}', 'PENDING',
+            SELECT overlay(gen_random_uuid()::text PLACING '7' FROM 15 FOR 1)::uuid, endpoint_id,
+                tenant_id, '/test', n::text, '{{}}', 'PENDING',
                 now() - interval '1 hour' + n * interval '1 millisecond', now()
             FROM webhooks.endpoints, generate_series(1, {deliveries}) n WHERE url = '{url}'"
         ))
@@ -146,8 +147,11 @@ async fn a_failing_endpoint_is_probed_and_trusted_again_after_one_success() {
     })
     .await;
     receiver.recover();
-    eventually("the circuit closes", DEADLINE, || {
-        one("failures = 0 AND health = 'TRUSTED'")
+    eventually("the circuit closes", DEADLINE, || async {
+        // The pauses of probes are checked where they are written; here they are cut short.
+        app.execute("UPDATE webhooks.endpoints SET probe_at = now() WHERE probe_at > now()")
+            .await;
+        one("failures = 0 AND health = 'TRUSTED'").await
     })
     .await;
     // The schedule is checked where it is written; here its pauses are cut short.

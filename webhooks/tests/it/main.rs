@@ -11,3 +11,4 @@ mod app;
 mod delivery;
 mod fairness;
 mod oracle;
+mod standing;

@@ -162,8 +162,18 @@ fn members(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
     value.as_object().into_iter().flat_map(Map::iter)
 }
 
+/// The text, escaped; what stands between backticks is shown as code.
 fn text(value: &Value) -> String {
-    escape(value.as_str().unwrap_or_default())
+    let escaped = escape(value.as_str().unwrap_or_default());
+    if !escaped.matches('`').count().is_multiple_of(2) {
+        return escaped;
+    }
+    let parts = escaped.split('`').enumerate();
+    let marked = parts.map(|(index, part)| match index % 2 {
+        0 => part.to_owned(),
+        _ => format!("<code>{part}</code>"),
+    });
+    marked.collect()
 }
 
 fn pretty(value: &Value) -> String {
@@ -211,5 +221,8 @@ mod tests {
     #[test]
     fn text_of_the_document_cannot_become_markup() {
         assert_eq!(escape("<b a=\"1\">&"), "&lt;b a=&quot;1&quot;&gt;&amp;");
+        let marked = text(&Value::from("a `<b>` and `c`"));
+        assert_eq!(marked, "a <code>&lt;b&gt;</code> and <code>c</code>");
+        assert_eq!(text(&Value::from("one ` only")), "one ` only");
     }
 }

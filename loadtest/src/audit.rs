@@ -28,14 +28,18 @@ mod jobs;
 mod ledger;
 mod month;
 mod outcomes;
+mod told;
 
 use collect::Collector;
 use facts::Facts;
 
 /// How long facts that are still on their way (webhooks, usage events) are waited for at most.
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(90);
 /// Findings that stay the same for this long are not on their way.
 const QUIET: Duration = Duration::from_secs(6);
+/// … unless the target itself says that something is still to come: what a killed process had taken
+/// is taken by nobody else until its claim ends, after 30 seconds.
+const QUIET_OPEN: Duration = Duration::from_secs(40);
 /// How often facts are looked for meanwhile.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 /// Most findings that are printed; the JSON has all of them.
@@ -46,22 +50,25 @@ const PRINTED_MAX: usize = 100;
 /// the id it is about.
 ///
 /// Jobs: each accepted submission is one job of the list and each key made one, every job comes
-/// from a request of the log and has ended, and the results of digest and sleep jobs, sealed or
-/// not, are what their payloads in the log come to.
+/// from a request of the log, is of the type asked for and has ended as its payload has to: digest
+/// and sleep jobs, sealed or not, with the result that their payloads in the log come to, fail jobs
+/// without; none is cancelled, for nobody asked.
 ///
 /// Chain: each ended job that asked for it, and no other, is FINALIZED, with a proof that
-/// `JobsRegistry.verify` accepts and that is of the job, its tenant, payload and outcome and of the
-/// chain and registry given here; batches and sequences follow one another from 1; each batch has
-/// the root, range, transaction and block that the API says.
+/// `JobsRegistry.verify` accepts and that is of the job, its tenant, the submitter it asked for,
+/// its payload and outcome and of the chain and registry given here; batches and sequences follow
+/// one another from 1; each batch has the root, range, transaction and block that the API says.
 ///
 /// Bill: each fact is one usage event with the right quantity (a call is 1, computing is the job's
-/// `compute_ms`), and nothing else is billed; in every month from the log's first request to now,
-/// the raw events, the aggregates with their event counts, and the invoice agree; what the invoice
+/// `compute_ms`, no more than from its start to its end), for the endpoint and status of the log,
+/// and nothing else is billed; in every month from the log's first request to now, the raw events,
+/// the aggregates of each hour with their event counts, and the invoice agree; what the invoice
 /// asks for is computed again by /v1/prices.
 ///
 /// Webhooks: each event has one delivery to each endpoint that asked for it, and no delivery is
 /// without an event; DELIVERED ones arrived, FAILED ones did not, nothing is PENDING; each webhook
-/// that arrived is signed, has one body, and tells the event and job of its delivery.
+/// that arrived is signed, has one body, and tells the event and job of its delivery, with the
+/// status, result or error, sequence and transaction of the job.
 ///
 /// Billed as a call is each request that the gateway counted against the rate limits (its answer
 /// has the header `RateLimit`), let pass, and did not answer 5xx. So a repetition with the same
@@ -82,7 +89,7 @@ pub(crate) struct AuditOptions {
     /// first.
     #[arg(long, default_value_t = 0, value_name = "BLOCK")]
     from_block: u64,
-    /// Every job on the registry is one of this log, or of a tenant with --other-api-key-file: then
+    /// Every job on the registry is of this tenant, or of one with --other-api-key-file: then
     /// each sequence on the chain has to be that of exactly one of them, so that a job sealed twice
     /// is found.
     #[arg(long, conflicts_with = "from_block")]
@@ -146,6 +153,10 @@ pub(crate) struct Checked {
     pub(crate) requests: usize,
     /// Requests whose outcome nobody knows.
     pub(crate) unknown_outcomes: usize,
+    /// Requests that were under way when something failed: no answer, or one with 5xx.
+    pub(crate) cut_off: usize,
+    /// Jobs that a worker began more than once.
+    pub(crate) jobs_taken_again: usize,
     /// Jobs in the tenant's list.
     pub(crate) jobs: usize,
     /// Proofs that the registry accepted.
@@ -185,7 +196,9 @@ impl Settling {
             self.changed = now;
             self.findings = Some(findings);
         }
-        clean || now >= self.changed + QUIET || now >= self.began + SETTLE
+        let open = self.findings.iter().flatten().any(Finding::is_open);
+        let quiet = if open { QUIET_OPEN } else { QUIET };
+        clean || now >= self.changed + quiet || now >= self.began + SETTLE
     }
 }
 
@@ -209,6 +222,11 @@ impl Finding {
 
     fn about(self, job_id: Option<JobId>) -> Self {
         Self { job_id, ..self }
+    }
+
+    /// Whether the target says that it is still at it.
+    fn is_open(&self) -> bool {
+        ["delivery_pending", "job_unfinished", "not_finalized"].contains(&self.kind)
     }
 }
 
@@ -255,9 +273,9 @@ pub(crate) async fn run(options: &AuditOptions) -> anyhow::Result<Exit> {
 /// Collects the facts and judges them; what is still on its way is waited for.
 pub(crate) async fn audit(target: &Target, share: &Share) -> anyhow::Result<Verdict> {
     let collector = Collector::new(target, share);
-    let mut facts = collector.jobs().await?;
-    let chain = async |facts: &mut Facts| collector.chain(facts).await;
-    settle(&mut facts, chain, chain::check).await?;
+    let mut facts = collector.begin().await?;
+    let jobs = async |facts: &mut Facts| collector.jobs(facts).await;
+    settle(&mut facts, jobs, seal).await?;
     let deliveries = async |facts: &mut Facts| collector.deliveries(facts).await;
     settle(&mut facts, deliveries, deliveries::check).await?;
     // Reading the bill is free, so from here on nothing adds to it.
@@ -282,6 +300,13 @@ async fn settle(
     }
 }
 
+fn seal(facts: &Facts) -> Vec<Finding> {
+    let mut findings = jobs::check(facts);
+    findings.extend(outcomes::check(facts));
+    findings.extend(chain::check(facts));
+    findings
+}
+
 fn bill(facts: &Facts) -> Vec<Finding> {
     let mut findings = billing::check(facts);
     findings.extend(invoice::check(facts));
@@ -304,13 +329,16 @@ pub(crate) fn show(verdict: &Verdict) {
         deliveries,
         receipts,
         failed_visibly,
+        cut_off,
+        jobs_taken_again,
         ..
     } = verdict.checked;
     line(format_args!(
         "  {requests} requests ({unknown_outcomes} of unknown outcome), {jobs} jobs, \
          {proofs_verified} proofs accepted by the registry, {batches} batches on chain,\n  \
          {usage_events} usage events, {deliveries} deliveries ({failed_visibly} failed visibly), \
-         {receipts} webhooks received",
+         {receipts} webhooks received,\n  \
+         hit by faults: {cut_off} requests cut off, {jobs_taken_again} jobs taken again",
     ));
     if verdict.clean {
         line(format_args!("  clean: everything adds up"));
@@ -333,16 +361,16 @@ pub(crate) fn show(verdict: &Verdict) {
 }
 
 fn judge(facts: &Facts) -> Verdict {
-    let mut findings = jobs::check(facts);
-    findings.extend(outcomes::check(facts));
-    findings.extend(chain::check(facts));
+    let mut findings = seal(facts);
     findings.extend(bill(facts));
     findings.extend(deliveries::check(facts));
     findings.sort();
     findings.dedup();
     let checked = Checked {
         requests: facts.ledger.requests,
-        unknown_outcomes: facts.ledger.unknown,
+        unknown_outcomes: facts.ledger.unknown.len(),
+        cut_off: facts.ledger.cut_off,
+        jobs_taken_again: facts.jobs.iter().filter(|view| view.attempts > 1).count(),
         jobs: facts.jobs.len(),
         proofs_verified: facts
             .proofs
@@ -365,6 +393,8 @@ fn judge(facts: &Facts) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use contracts::api::jobs::ConfirmationStatus;
+
     use super::*;
 
     #[test]
@@ -377,8 +407,39 @@ mod tests {
         assert!(!settling.ended(one(2), at(6)));
         assert!(!settling.ended(one(2), at(11)));
         assert!(settling.ended(one(2), at(12)), "unchanged");
-        assert!(settling.ended(one(3), at(31)), "too long");
+        assert!(settling.ended(one(3), at(91)), "too long");
         assert!(Settling::begin(start).ended(Vec::new(), start), "clean");
+    }
+
+    #[test]
+    fn what_is_still_to_come_is_waited_for_until_a_dead_claim_has_ended() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for kind in ["delivery_pending", "job_unfinished", "not_finalized"] {
+            let open = || vec![Finding::new(kind, 1, "")];
+            let mut settling = Settling::begin(start);
+            assert!(!settling.ended(open(), at(1)));
+            assert!(!settling.ended(open(), at(35)), "{kind}");
+            assert!(settling.ended(open(), at(41)), "{kind}");
+        }
+    }
+
+    #[tokio::test]
+    async fn jobs_that_are_not_final_yet_are_listed_again() {
+        let (right, listed) = (fixture::facts(), std::cell::Cell::new(0));
+        let collect = async |facts: &mut Facts| {
+            facts.jobs.clone_from(&right.jobs);
+            if listed.replace(listed.get() + 1) == 0 {
+                let shown = &mut facts.jobs[0].blockchain_confirmation;
+                shown.status = ConfirmationStatus::Included;
+                shown.block_number = None;
+            }
+            anyhow::Ok(())
+        };
+        let mut facts = right.clone();
+        settle(&mut facts, collect, seal).await.unwrap();
+        assert_eq!(listed.get(), 2);
+        assert_eq!(judge(&facts).findings, []);
     }
 
     #[test]

@@ -23,13 +23,16 @@ use crate::{
 };
 
 /// Longest wait for one answer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// First pause before a repetition; doubled each time.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a repetition that the target did not ask for.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How long a read that a rate limit holds back is tried: a small plan lets few requests pass, and
+/// an audit asks for the proof of every job.
+const LIMITED_PATIENCE: Duration = Duration::from_mins(30);
 /// Most bytes of an answer: the raw usage events of a large run.
 const ANSWER_MAX_BYTES: usize = 256 * 1_024 * 1_024;
 /// The gateway, as a client sees it.
@@ -99,18 +102,31 @@ impl Api {
     }
 
     /// Sends a request without a body until it is answered with 2xx or a definite refusal; after
-    /// `deadline` whatever was answered last.
+    /// `deadline` whatever was answered last. What the target asks to wait for its limits' sake
+    /// tries nobody's patience.
     pub(crate) async fn fetch(
         &self,
         route: Route,
         path: &str,
         credential: Option<&Credential>,
-        deadline: Instant,
+        mut deadline: Instant,
     ) -> anyhow::Result<Answer> {
+        let began = Instant::now();
+        let patience = deadline.saturating_duration_since(began);
         let mut tries = 0;
         loop {
             let result = self.call(Call::get(route, path, credential)).await;
-            match next(&result, tries) {
+            let next = next(&result, tries);
+            if let (Ok(answer), Next::Again(pause)) = (&result, next)
+                && answer.status == 429
+                && began.elapsed() + pause < LIMITED_PATIENCE
+            {
+                tries += 1;
+                tokio::time::sleep(pause).await;
+                deadline = Instant::now() + patience;
+                continue;
+            }
+            match next {
                 Next::Done => return Ok(result?),
                 Next::Again(pause) if Instant::now() + pause < deadline => {
                     tries += 1;
@@ -258,8 +274,12 @@ fn answered(n: u64, route: Route, latency_ms: f64, result: &Result<Answer, NoAns
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::{Router, http::StatusCode};
     use contracts::problem::Problem;
     use reqwest::header::{HeaderMap, RETRY_AFTER};
+    use tokio::{net::TcpListener, task::JoinSet};
 
     use super::*;
 
@@ -312,6 +332,30 @@ mod tests {
         assert!(acted(503, Vec::new()));
         assert!(may_have_acted(&Err(NoAnswer::Unknown(String::new()))));
         assert!(!may_have_acted(&Err(NoAnswer::Unsent(String::new()))));
+    }
+
+    #[tokio::test]
+    async fn a_limit_is_waited_for_beyond_the_deadline() {
+        // Another test may have been faster.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let routes = Router::new().fallback(move || async move {
+            let limited = count.fetch_add(1, Ordering::Relaxed) < 3;
+            let status = if limited { 429 } else { 200 };
+            let status = StatusCode::from_u16(status).unwrap();
+            (status, [(RETRY_AFTER, "0")])
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, routes).await });
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(ClientLog::open(dir.path()).unwrap());
+        let api = Api::new(base.parse().unwrap(), log).unwrap();
+        let answer = api.fetch(Route::Proof, "/", None, Instant::now()).await;
+        assert_eq!(answer.unwrap().status, 200);
+        assert_eq!(asked.load(Ordering::Relaxed), 4);
     }
 
     #[test]

@@ -12,12 +12,12 @@ use crate::{
     exit::{BadUsage, EXIT_CODES, Exit},
     faults::{FaultPlan, FaultReport},
     load::{Load, LoadReport, WhenFull},
-    log::Actor,
+    log::{Actor, Submission},
     refusals::{self, Row, Suspects, TokenSource},
     report::{self, Progress, line},
     request::Credential,
     scenario::Scenario,
-    schedule::Rate,
+    schedule::{Bursts, Rate},
     session::{Session, Target, TargetOptions, describe_stuck},
     show::{self, Bill, ShownJob},
     stages::StageSummaries,
@@ -32,6 +32,13 @@ const REFUSE_EVERY: usize = 40;
 const SUBMIT_SECONDS_MAX: f64 = 80.0;
 /// Without `--rate`, the submissions take at least this long per fault, so that each hits them.
 const FAULT_SECONDS: f64 = 5.0;
+/// Most jobs that are submitted together right before a fault.
+const BURST: u64 = 24;
+/// In a burst, the last job of each so many sleeps, so that a worker is at it when the fault
+/// strikes.
+const SLEEPER_EVERY: u64 = 3;
+/// … for so long.
+const SLEEPER_MS: u32 = 2_000;
 /// How much longer the last job may take for each fault.
 const FAULT_PATIENCE: Duration = Duration::from_secs(20);
 /// How much longer the last job may take for each job.
@@ -68,7 +75,8 @@ pub(crate) struct DemoOptions {
     #[arg(long, value_name = "PER_SECOND")]
     rate: Option<Rate>,
     /// A shell command that makes a fault and returns when the process is up again. May be given
-    /// several times: they are run at evenly spaced fractions of the submitted jobs.
+    /// several times: they are run at evenly spaced fractions of the submitted jobs, the last of
+    /// which come all at once, and meanwhile the last one is submitted again and again by many.
     #[arg(long = "fault", value_name = "COMMAND")]
     faults: Vec<String>,
     /// Also write the result here.
@@ -99,9 +107,10 @@ pub(crate) async fn run(options: &DemoOptions) -> anyhow::Result<Exit> {
     let mut session = Session::open(&target, REFUSE_EVERY).await?;
     let refusals = options.bad_input(&target, &session, &other, &run).await?;
     let progress = Progress::new("submitting", options.jobs);
-    let submissions = Submissions::new(run, scenario.mix.clone())?;
+    let bursts = Bursts::before(plan.due(), BURST);
+    let submissions = with_sleepers(Submissions::new(run, scenario.mix.clone())?, bursts.clone());
     let (load, faults) = session
-        .load(load_of(&scenario), submissions, plan, &progress)
+        .load(load_of(&scenario, bursts), submissions, plan, &progress)
         .await?;
     drop(progress);
     if !all_accepted(options.jobs, &load) {
@@ -209,9 +218,24 @@ fn default_rate(few: Rate, jobs: u64, faults: usize) -> Rate {
     Rate::try_from(spread).unwrap_or(few)
 }
 
-fn load_of(scenario: &Scenario) -> Load {
+/// Some jobs of each burst take long instead of what they are.
+fn with_sleepers(
+    submissions: impl Iterator<Item = Submission>,
+    bursts: Bursts,
+) -> impl Iterator<Item = Submission> {
+    (0..).zip(submissions).map(move |(n, submission)| {
+        let following = bursts.following(n);
+        if following.is_some_and(|following| following.is_multiple_of(SLEEPER_EVERY)) {
+            submission.asleep(SLEEPER_MS)
+        } else {
+            submission
+        }
+    })
+}
+
+fn load_of(scenario: &Scenario, bursts: Bursts) -> Load {
     Load {
-        arrivals: scenario.arrivals(),
+        arrivals: scenario.arrivals().in_bursts(bursts),
         in_flight: scenario.in_flight,
         when_full: WhenFull::Wait,
         patience: scenario.patience,
@@ -283,6 +307,28 @@ mod tests {
         }
         assert_eq!(outcome(false, Some(true), true), Exit::Findings);
         assert_eq!(outcome(true, Some(true), false), Exit::GeneratorTooSlow);
+    }
+
+    #[test]
+    fn jobs_are_under_way_when_a_fault_strikes() {
+        let mut scenario = Scenario::parse(SCENARIO).unwrap();
+        scenario.count = Some(60);
+        let commands = vec![String::new(); 6];
+        let plan = FaultPlan::new(&commands, 60).unwrap();
+        let bursts = Bursts::before(plan.due(), BURST);
+        let mix = Submissions::new("run".into(), scenario.mix.clone()).unwrap();
+        let jobs: Vec<_> = with_sleepers(mix, bursts.clone()).take(60).collect();
+        let payload = format!(r#"{{"milliseconds":{SLEEPER_MS}}}"#);
+        let arrivals: Vec<_> = scenario.arrivals().in_bursts(bursts).collect();
+        let index = |n: u64| usize::try_from(n).unwrap();
+        for due in plan.due().map(index) {
+            let together = arrivals.iter().filter(|at| **at == arrivals[due - 1]);
+            assert!(together.count() >= 8, "before {due}");
+            let burst = &jobs[due - 8..due];
+            let asleep = burst.iter().filter(|job| job.payload == payload).count();
+            assert!(asleep >= 2, "{asleep} before {due}");
+            assert_eq!(burst[7].payload, payload, "the one that is repeated");
+        }
     }
 
     #[test]

@@ -9,13 +9,15 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::Command,
     sync::watch,
-    time::Instant,
+    time::{Instant, sleep},
 };
 
-use crate::{exit::BadUsage, report::Progress};
+use crate::{exit::BadUsage, log::Submission, report::Progress};
 
 /// Most faults of one run.
 const FAULTS_MAX: usize = 64;
+/// How long before a fault the last jobs are submitted, so that workers are at them already.
+const HEAD_START: Duration = Duration::from_millis(500);
 /// Longest a fault may take to have its process up again.
 pub(crate) const FAULT_TIMEOUT: Duration = Duration::from_mins(2);
 
@@ -23,6 +25,15 @@ pub(crate) const FAULT_TIMEOUT: Duration = Duration::from_mins(2);
 #[derive(Clone, Debug)]
 pub(crate) struct FaultPlan {
     due: Vec<(u64, String)>,
+}
+
+/// How far the submissions are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Started {
+    /// How many have been started.
+    pub(crate) jobs: u64,
+    /// The last of them.
+    pub(crate) last: Option<Submission>,
 }
 
 /// A fault that was made.
@@ -51,19 +62,37 @@ impl FaultPlan {
         Ok(Self { due: due.collect() })
     }
 
-    /// Makes each fault once it is due; `started` tells how many jobs have been started so far.
+    /// After how many started jobs each is due.
+    pub(crate) fn due(&self) -> impl Iterator<Item = u64> {
+        self.due.iter().map(|(jobs, _)| *jobs)
+    }
+
+    /// Makes each fault once it is due; `started` tells how many jobs have been started so far. So
+    /// that requests are under way when it strikes, `meanwhile` is given the last of those jobs.
     pub(crate) async fn run(
         self,
-        mut started: watch::Receiver<u64>,
+        mut started: watch::Receiver<Started>,
+        meanwhile: impl AsyncFn(Submission) -> anyhow::Result<()>,
         progress: &Progress,
     ) -> anyhow::Result<Vec<FaultReport>> {
         let mut reports = Vec::new();
         for (after_jobs, command) in self.due {
             // The load's end makes whatever is left due.
-            let _ = started.wait_for(|started| *started >= after_jobs).await;
+            let _ = started.wait_for(|started| started.jobs >= after_jobs).await;
+            let last = started.borrow().last.clone();
             progress.say(format_args!("fault after {after_jobs} jobs: {command}"));
             let began = Instant::now();
-            make(&command, progress).await?;
+            let busy = async {
+                match last {
+                    Some(last) => meanwhile(last).await,
+                    None => Ok(()),
+                }
+            };
+            let strike = async {
+                sleep(HEAD_START).await;
+                make(&command, progress).await
+            };
+            tokio::try_join!(strike, busy)?;
             let seconds = began.elapsed().as_secs_f64();
             reports.push(FaultReport {
                 command,
@@ -111,16 +140,17 @@ async fn show(output: Option<impl AsyncRead + Unpin>, progress: &Progress) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use contracts::job_type::JobType;
+
     use super::*;
 
     #[test]
     fn faults_are_evenly_spaced() {
         let commands = ["a", "b", "c"].map(str::to_owned);
-        let due: Vec<_> = FaultPlan::new(&commands, 100).unwrap().due;
-        assert_eq!(
-            due.iter().map(|(jobs, _)| *jobs).collect::<Vec<_>>(),
-            [25, 50, 75]
-        );
+        let plan = FaultPlan::new(&commands, 100).unwrap();
+        assert_eq!(plan.due().collect::<Vec<_>>(), [25, 50, 75]);
     }
 
     #[tokio::test]
@@ -129,13 +159,28 @@ mod tests {
         let file = dir.path().join("made");
         let command = format!("echo made >> {}", file.display());
         let plan = FaultPlan::new(&[command.clone(), command], 10).unwrap();
-        let (started, receiver) = watch::channel(0);
-        started.send_replace(10);
+        let (started, receiver) = watch::channel(Started::default());
+        let last = Submission {
+            key: "last".into(),
+            job_type: JobType::Sleep,
+            payload: String::new(),
+            requires_confirmation: true,
+        };
+        started.send_replace(Started {
+            jobs: 10,
+            last: Some(last),
+        });
         drop(started);
+        let busy = Mutex::new(Vec::new());
+        let meanwhile = async |last: Submission| {
+            busy.lock().unwrap().push(last.key);
+            anyhow::Ok(())
+        };
         let reports = plan
-            .run(receiver, &Progress::new("test", 10))
+            .run(receiver, meanwhile, &Progress::new("test", 10))
             .await
             .unwrap();
+        assert_eq!(*busy.lock().unwrap(), ["last", "last"]);
         assert_eq!(
             reports.iter().map(|r| r.after_jobs).collect::<Vec<_>>(),
             [3, 6]
@@ -143,9 +188,10 @@ mod tests {
         assert_eq!(std::fs::read_to_string(file).unwrap(), "made\nmade\n");
 
         let plan = FaultPlan::new(&["exit 3".into()], 1).unwrap();
-        let (_, receiver) = watch::channel(0);
+        let (_, receiver) = watch::channel(Started::default());
+        let idle = async |_| anyhow::Ok(());
         let error = plan
-            .run(receiver, &Progress::new("test", 1))
+            .run(receiver, idle, &Progress::new("test", 1))
             .await
             .unwrap_err();
         assert!(error.to_string().contains("exit 3"), "{error}");

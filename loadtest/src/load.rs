@@ -12,6 +12,7 @@ use tokio::{
 
 use crate::{
     client::{Api, Submitted},
+    faults::Started,
     log::Submission,
     report::Progress,
     request::Credential,
@@ -75,13 +76,13 @@ impl LoadReport {
     }
 }
 
-/// Submits. `started` is told how many submissions have been started.
+/// Submits. `started` is told which submissions have been started.
 pub(crate) async fn submit_all(
     load: Load,
     submissions: impl Iterator<Item = Submission>,
     (api, credential): (&Api, &Credential),
     tracker: &Arc<Tracker>,
-    started: watch::Sender<u64>,
+    started: watch::Sender<Started>,
     progress: &Progress,
 ) -> anyhow::Result<LoadReport> {
     let start = Instant::now();
@@ -110,6 +111,7 @@ pub(crate) async fn submit_all(
         };
         let (api, credential, tracker) = (api.clone(), credential.clone(), Arc::clone(tracker));
         let deadline = Instant::now() + load.patience;
+        let last = submission.clone();
         running.spawn(async move {
             let _permit = permit;
             let submitted = api.submit(&credential, &submission, deadline).await?;
@@ -120,7 +122,10 @@ pub(crate) async fn submit_all(
             anyhow::Ok(submitted)
         });
         sent += 1;
-        started.send_replace(sent);
+        started.send_replace(Started {
+            jobs: sent,
+            last: Some(last),
+        });
         progress.set(sent, &format!("submitted, {} in flight", running.len()));
     }
     drop(started);

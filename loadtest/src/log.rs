@@ -166,6 +166,22 @@ struct Inner {
     next: u64,
 }
 
+impl Route {
+    /// The path's template, as the usage events of its requests name it; none where they cost
+    /// nothing.
+    pub(crate) const fn billed_as(self) -> Option<&'static str> {
+        match self {
+            Self::SubmitJob | Self::ListJobs => Some("/v1/jobs"),
+            Self::GetJob => Some("/v1/jobs/{job_id}"),
+            Self::Proof => Some("/v1/jobs/{job_id}/proof"),
+            Self::CreateEndpoint => Some("/v1/webhooks/endpoints"),
+            Self::UpdateEndpoint => Some("/v1/webhooks/endpoints/{endpoint_id}"),
+            Self::Deliveries => Some("/v1/webhooks/deliveries"),
+            Self::Billing | Self::Health => None,
+        }
+    }
+}
+
 impl Outcome {
     /// What an answer with this status means.
     pub(crate) fn of_status(status: u16) -> Self {

@@ -11,6 +11,7 @@ mod audit;
 mod chain;
 mod client;
 mod clock;
+mod crowd;
 mod demo;
 mod exit;
 mod faults;

@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
+use alloy::primitives::B256;
 use anyhow::Context as _;
 use axum::{
     Router,
@@ -18,13 +19,18 @@ use axum::{
     routing::post,
 };
 use contracts::{
-    api::{jobs::JobEventType, webhooks::WebhookBody},
+    api::{
+        jobs::{JobEventType, JobFailure, JobStatus},
+        webhooks::{WebhookBody, WebhookData},
+    },
     assertion::sha256_hex,
     id::JobId,
+    job_type::JobType,
 };
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, Webhook};
 use tokio::{net::TcpListener, task::JoinSet, time::Instant};
 
@@ -56,12 +62,36 @@ pub(crate) struct Receipt {
     /// Of which job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) job_id: Option<JobId>,
+    /// What it tells of the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) told: Option<Told>,
     /// Whether its signature is right.
     pub(crate) verified: bool,
     /// What it was answered with.
     pub(crate) answered: u16,
     /// SHA-256 of the body, in hexadecimal.
     pub(crate) body_sha256: String,
+}
+
+/// What a webhook tells of its job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    /// What it does.
+    pub(crate) job_type: JobType,
+    /// Where it is.
+    pub(crate) status: JobStatus,
+    /// SHA-256 of its result, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) result_sha256: Option<String>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<JobFailure>,
+    /// Its number on the contract.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sequence: Option<u64>,
+    /// The transaction that confirmed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) transaction_hash: Option<B256>,
 }
 
 /// A webhook in full, to be shown.
@@ -182,6 +212,21 @@ async fn receive(
     }
 }
 
+impl Told {
+    fn of(data: &WebhookData) -> Self {
+        let confirmation = data.blockchain_confirmation.as_ref();
+        let hash = |json: &RawValue| sha256_hex(json.get().as_bytes());
+        Self {
+            job_type: data.job_type,
+            status: data.status,
+            result_sha256: data.result.as_deref().map(hash),
+            error: data.error.clone(),
+            sequence: confirmation.and_then(|shown| shown.sequence),
+            transaction_hash: confirmation.and_then(|shown| shown.transaction_hash),
+        }
+    }
+}
+
 impl Sink {
     fn take(
         &self,
@@ -207,6 +252,7 @@ impl Sink {
             webhook_timestamp: header(HEADER_WEBHOOK_TIMESTAMP),
             event_type: parsed.as_ref().map(|body| body.event_type),
             job_id: parsed.as_ref().map(|body| body.data.job_id),
+            told: parsed.as_ref().map(|body| Told::of(&body.data)),
             verified,
             answered: status.as_u16(),
             body_sha256: sha256_hex(body),
@@ -310,6 +356,10 @@ mod tests {
         ];
         assert_eq!(seen, expected);
         assert_eq!(receipts[0].job_id, Some(job));
+        let told = receipts[0].told.as_ref().unwrap();
+        let result = sha256_hex(br#"{"a":1}"#);
+        assert_eq!(told.status, JobStatus::Completed);
+        assert_eq!(told.result_sha256.as_ref(), Some(&result));
         assert_eq!(receiver.refused(), 1);
         tracker.accepted(job, false, None, Instant::now());
         assert_eq!(

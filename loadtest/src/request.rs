@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use alloy::primitives::{Address, keccak256};
 use anyhow::Context as _;
 use bytes::Bytes;
 use contracts::{api::jobs::JobEventType, id::RequestId, problem::ProblemDetails};
@@ -248,13 +249,24 @@ impl Answer {
     }
 }
 
+/// The EVM address that a submission asks for as its submitter: one of its own, so that no other
+/// can stand in for it.
+pub(crate) fn submitter_of(submission: &Submission) -> Address {
+    Address::from_word(keccak256(&submission.key))
+}
+
 /// The body that asks for a job. The payload stands in it byte for byte.
 pub(crate) fn body_of(submission: &Submission) -> String {
     format!(
-        r#"{{"type":"{}","payload":{},"requires_confirmation":{},"metadata":{{"{KEY_NOTE}":{}}}}}"#,
+        concat!(
+            r#"{{"type":"{}","payload":{},"requires_confirmation":{},"submitter":"{}","#,
+            r#""metadata":{{"{}":{}}}}}"#
+        ),
         submission.job_type,
         submission.payload,
         submission.requires_confirmation,
+        submitter_of(submission),
+        KEY_NOTE,
         serde_json::Value::from(submission.key.as_str()),
     )
 }
@@ -277,6 +289,7 @@ mod tests {
         assert_eq!(request.payload.get(), submission.payload);
         assert_eq!(request.metadata[KEY_NOTE], submission.key);
         assert!(request.requires_confirmation);
+        assert_eq!(request.submitter, Some(submitter_of(&submission)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Open-loop arrivals: when each request is meant to start is fixed before the run, whatever the
 //! target does, so that a slow answer never hides the requests it would have delayed.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, ops::Range, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -32,7 +32,12 @@ pub(crate) struct Arrivals {
     rate: Rate,
     next: u64,
     count: u64,
+    bursts: Bursts,
 }
+
+/// Arrivals that come together, by their numbers from 0 on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bursts(Vec<Range<u64>>);
 
 /// What the generator itself did to the schedule.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +118,33 @@ impl Arrivals {
             rate,
             next: 0,
             count,
+            bursts: Bursts::default(),
         }
+    }
+
+    /// The same arrivals, but those of a burst all come when its last one is due.
+    pub(crate) fn in_bursts(self, bursts: Bursts) -> Self {
+        Self { bursts, ..self }
+    }
+}
+
+impl Bursts {
+    /// Bursts of `size` arrivals, or less where they follow one another closely, each ending before
+    /// one of `ends`.
+    pub(crate) fn before(ends: impl IntoIterator<Item = u64>, size: u64) -> Self {
+        let mut bursts = Vec::new();
+        let mut last = 0;
+        for end in ends {
+            bursts.push(end.saturating_sub(size).max(last)..end);
+            last = end;
+        }
+        Self(bursts)
+    }
+
+    /// How many arrivals of its burst follow the `n`-th one; `None` where it is in no burst.
+    pub(crate) fn following(&self, n: u64) -> Option<u64> {
+        let burst = self.0.iter().find(|burst| burst.contains(&n))?;
+        Some(burst.end - 1 - n)
     }
 }
 
@@ -123,7 +154,8 @@ impl Iterator for Arrivals {
     fn next(&mut self) -> Option<Duration> {
         let n = (self.next < self.count).then_some(self.next)?;
         self.next += 1;
-        Some(self.rate.offset(n))
+        let following = self.bursts.following(n).unwrap_or_default();
+        Some(self.rate.offset(n + following))
     }
 }
 
@@ -166,6 +198,18 @@ mod tests {
         for wrong in ["0", "-1", "NaN", "inf", "100001", "fast", ""] {
             assert_eq!(wrong.parse::<Rate>(), Err(RateError), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_arrivals_of_a_burst_come_when_its_last_one_is_due() {
+        let bursts = Bursts::before([3, 8], 4);
+        let following: Vec<_> = (0..9).map(|n| bursts.following(n)).collect();
+        let (two, one, last) = (Some(2), Some(1), Some(0));
+        let expected = [two, one, last, None, Some(3), two, one, last, None];
+        assert_eq!(following, expected);
+        let arrivals = Arrivals::new("1".parse().unwrap(), 9).in_bursts(bursts);
+        let seconds: Vec<_> = arrivals.map(|at| at.as_secs()).collect();
+        assert_eq!(seconds, [2, 2, 2, 3, 7, 7, 7, 7, 8]);
     }
 
     #[test]

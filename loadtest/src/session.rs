@@ -31,9 +31,9 @@ use url::Url;
 use crate::{
     chain::Chain,
     client::Api,
-    clock,
+    clock, crowd,
     exit::{BadUsage, Unreachable},
-    faults::{FaultPlan, FaultReport},
+    faults::{FaultPlan, FaultReport, Started},
     load::{self, Load, LoadReport},
     log::{Actor, CLIENT_LOG, ClientLog, Route, Submission},
     poll,
@@ -177,11 +177,12 @@ impl<'a> Session<'a> {
         faults: FaultPlan,
         progress: &Progress,
     ) -> anyhow::Result<(LoadReport, Vec<FaultReport>)> {
-        let (started, receiver) = watch::channel(0);
+        let (started, receiver) = watch::channel(Started::default());
         let client = (&self.target.api, &self.target.credential);
+        let crowd = async |last| crowd::press(client.0, client.1, &last).await;
         tokio::try_join!(
             load::submit_all(load, submissions, client, &self.tracker, started, progress),
-            faults.run(receiver, progress),
+            faults.run(receiver, crowd, progress),
         )
     }
 

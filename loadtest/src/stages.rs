@@ -25,7 +25,8 @@ pub(crate) enum Stage {
     Sealed,
     /// Told final, by the API or by webhook.
     Finalized,
-    /// The webhook of its last event was received and verified.
+    /// The webhooks of its end and, if it asked for one, of its confirmation were received and
+    /// verified.
     Delivered,
     /// All its billable facts are among the usage events.
     Billed,

@@ -245,7 +245,11 @@ impl Tracker {
 impl Tracked {
     fn settle(&mut self, batches: &[SeenBatch]) {
         let last = match self.requires_confirmation {
-            Some(true) => self.told_confirmed,
+            // Its end may be told after its confirmation, by whoever took over from a dead worker.
+            Some(true) => self
+                .told_confirmed
+                .max(self.told_ended)
+                .filter(|_| self.told_confirmed.is_some() && self.told_ended.is_some()),
             Some(false) => self.told_ended,
             None => None,
         };
@@ -340,6 +344,17 @@ mod tests {
         assert_eq!((reached.accepted, reached.done), (1, 1));
         let max: Vec<_> = tracker.summaries().values().map(|s| s.max_ms).collect();
         assert_eq!(max, [1_000.0, 2_000.0, 3_000.0, 5_000.0, 5_000.0, 6_000.0]);
+    }
+
+    #[test]
+    fn a_confirmed_job_is_delivered_once_its_end_was_told_too() {
+        let (tracker, job) = (Tracker::default(), JobId::generate(clock::now()));
+        tracker.accepted(job, true, None, Instant::now());
+        let delivered = || tracker.reached().stages[&Stage::Delivered];
+        tracker.told(job, JobEventType::Confirmed, Some(1), Instant::now());
+        assert_eq!(delivered(), (0, 1));
+        tracker.told(job, JobEventType::Completed, None, Instant::now());
+        assert_eq!(delivered(), (1, 1));
     }
 
     #[test]

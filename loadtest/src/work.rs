@@ -91,11 +91,7 @@ impl Work {
                 confirm,
                 milliseconds,
                 ..
-            } => (
-                JobType::Sleep,
-                confirm,
-                format!(r#"{{"milliseconds":{milliseconds}}}"#),
-            ),
+            } => (JobType::Sleep, confirm, sleep_payload(*milliseconds)),
             Self::Fail { confirm, .. } => (
                 JobType::Fail,
                 confirm,
@@ -107,6 +103,17 @@ impl Work {
             job_type,
             payload,
             requires_confirmation: *requires_confirmation,
+        }
+    }
+}
+
+impl Submission {
+    /// A job that sleeps instead.
+    pub(crate) fn asleep(self, milliseconds: u32) -> Self {
+        Self {
+            job_type: JobType::Sleep,
+            payload: sleep_payload(milliseconds),
+            ..self
         }
     }
 }
@@ -144,6 +151,10 @@ impl Iterator for Submissions {
         self.n += 1;
         Some(self.mix[richest].submission(format!("{}-{}", self.run, self.n)))
     }
+}
+
+fn sleep_payload(milliseconds: u32) -> String {
+    format!(r#"{{"milliseconds":{milliseconds}}}"#)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 # is never signalled. Sourced after common.sh.
 
 DAEMONS=()
+# Set when one had to be killed because it did not stop when it was asked.
+FORCED=""
 # Longer than DRAIN_SECONDS is by default.
 readonly STOP_SECONDS=25
 readonly PROBE_PORTS=2000
@@ -65,9 +67,14 @@ daemon_ask() {
 daemon_wait() {
   local name=$1 deadline=$((SECONDS + STOP_SECONDS))
   while daemon_alive "$name" && ((SECONDS < deadline)); do sleep 0.1; done
-  if daemon_signal KILL "$name"; then say "$name did not stop within $STOP_SECONDS s: killed"; fi
+  if daemon_signal KILL "$name"; then
+    say "$name did not stop within $STOP_SECONDS s: killed"
+    FORCED=1
+  fi
   rm -f "$RUN/$name.pid"
 }
+
+was_forced() { [[ -n $FORCED ]]; }
 
 daemon_stop() {
   daemon_ask "$1"

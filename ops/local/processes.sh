@@ -101,7 +101,15 @@ process_call() {
   local name=$1
   shift
   blame "$name $1" "$LOGS/$name.log"
-  "$RUN/$name.start" "$@" 2>>"$LOGS/$name.log"
+  "$RUN/$name.start" "$@" 2>>"$LOGS/$name.log" || return 1
+}
+
+# The same, with what it prints in ANSWER.
+ANSWER=""
+process_ask() {
+  # Said here as well: what the substitution's shell says is gone with it.
+  blame "$1 $2" "$LOGS/$1.log"
+  ANSWER=$(process_call "$@")
 }
 
 process_start() { daemon_start "$1" "$RUN/$1.start"; }
@@ -146,6 +154,23 @@ blame_somebody() {
   done < <(processes)
 }
 
+# Nothing ended or panicked unasked, be the outcome as good as it may.
+processes_healthy() {
+  local name
+  while IFS= read -r name; do
+    blame "$name" "$LOGS/$name.log"
+    if ! daemon_alive "$name"; then
+      printf 'error: %s ended by itself\n' "$name" >&2
+      return 1
+    fi
+    if grep -q "panicked at" "$LOGS/$name.log"; then
+      printf 'error: %s panicked\n' "$name" >&2
+      return 1
+    fi
+  done < <(processes)
+  no_blame
+}
+
 migrate_all() {
   local name
   for name in gateway jobs-api relayer metering webhooks; do process_call "$name" migrate >&2; done
@@ -153,11 +178,10 @@ migrate_all() {
 }
 
 deploy_registry() {
-  local address
-  address=$(process_call relayer deploy --threshold 2 --admin "$ANVIL_ADMIN")
-  [[ $address =~ ^0x[0-9a-fA-F]{40}$ ]] || die 1 "relayer deploy printed no address: $address"
-  VALUES[registry_address]=$address
-  say "registry: $address"
+  process_ask relayer deploy --threshold 2 --admin "$ANVIL_ADMIN"
+  [[ $ANSWER =~ ^0x[0-9a-fA-F]{40}$ ]] || die 1 "relayer deploy printed no address: $ANSWER"
+  VALUES[registry_address]=$ANSWER
+  say "registry: $ANSWER"
   processes_write
   no_blame
 }
@@ -174,12 +198,11 @@ json_field() {
 readonly SCOPES=jobs:submit,jobs:read,webhooks:read,webhooks:write,billing:read
 TENANT=""
 tenant_make() {
-  local answer
-  answer=$(process_call gateway admin tenant create "$1" --plan "$2" --json)
-  TENANT=$(json_field tenant_id <<<"$answer")
-  answer=$(process_call gateway admin key create --tenant "$TENANT" --scopes "$SCOPES" \
-    --role admin --subject "user_$1" --json)
-  json_field key <<<"$answer" | write_secret "$STATE/keys/$1"
+  process_ask gateway admin tenant create "$1" --plan "$2" --json
+  TENANT=$(json_field tenant_id <<<"$ANSWER")
+  process_ask gateway admin key create --tenant "$TENANT" --scopes "$SCOPES" --role admin \
+    --subject "user_$1" --json
+  json_field key <<<"$ANSWER" | write_secret "$STATE/keys/$1"
   no_blame
 }
 

@@ -84,7 +84,8 @@ check_solidity() { forge_here forge test; }
 check_artifacts() { forge_here ./build.sh --check; }
 
 check_scripts() {
-  shellcheck -x "$ROOT"/ops/{up,demo,test,bench} "$ROOT/.ci/run" "$LOCAL"/*.sh "$LOCAL/fault"
+  # Its `source=` comments are relative to where it runs.
+  (cd "$ROOT" && shellcheck -x ops/{up,demo,test,bench} .ci/run ops/local/*.sh ops/local/fault)
 }
 
 # The published parser, in an environment of its own, shared by the clones.

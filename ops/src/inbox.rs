@@ -8,8 +8,8 @@
 use std::{
     collections::BTreeMap,
     pin::pin,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use deadpool_postgres::{Object, Transaction};
@@ -43,6 +43,8 @@ const CHUNK: usize = 500;
 const COMMIT_DEADLINE: Duration = Duration::from_secs(30);
 /// How often Kafka is asked for partitions that were added.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(5);
+/// A transaction that takes longer is made of too many records; one that takes a tenth, of few.
+const COMMIT_SLOW: Duration = Duration::from_secs(5);
 /// How long a consumer must go without a failure to count as well again, if it takes in nothing.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -90,6 +92,10 @@ struct Running<H> {
     topics: Topics,
     leases: LeaseTable,
     failures: AtomicU64,
+    /// Whether this process is the one that consumes.
+    consuming: AtomicBool,
+    /// Most records in the next transaction.
+    chunk: AtomicUsize,
 }
 
 impl<H: Handler> Consumer<H> {
@@ -102,16 +108,20 @@ impl<H: Handler> Consumer<H> {
             topics: Topics::new(&self.kafka)?,
             leases: LeaseTable::named(self.schema),
             failures: AtomicU64::new(0),
+            consuming: AtomicBool::new(false),
+            chunk: AtomicUsize::new(CHUNK),
             consumer: self,
         };
         let consumer = &this.consumer;
         let name = format!("inbox {}", consumer.handling.name);
         let consume = |lease, over| async move {
+            this.consuming.store(true, Ordering::SeqCst);
             let outcome = this.consume_while(&lease, over).await;
             if outcome.is_err() {
                 this.failures.fetch_add(1, Ordering::SeqCst);
                 consumer.ready.set(false);
             }
+            this.consuming.store(false, Ordering::SeqCst);
             outcome
         };
         let consuming = while_leased(&consumer.pool, &this.leases, &name, LEASE, &stop, consume);
@@ -121,15 +131,14 @@ impl<H: Handler> Consumer<H> {
 }
 
 impl<H: Handler> Running<H> {
-    /// Says that the consumer is ready when it could consume and has not failed lately, be it as
-    /// the one that consumes or as a standby.
+    /// Says that a standby is ready when it could consume and has not failed lately.
     async fn watch(&self) {
         let Consumer {
             handling, ready, ..
         } = &self.consumer;
         let mut failures = self.failures.load(Ordering::SeqCst);
         loop {
-            if !ready.is_set() {
+            if !ready.is_set() && !self.consuming.load(Ordering::SeqCst) {
                 let found = self.offsets().await;
                 let now = self.failures.load(Ordering::SeqCst);
                 match found {
@@ -156,13 +165,18 @@ impl<H: Handler> Running<H> {
             ..
         } = &self.consumer;
         kafka::ensure_topics(kafka, handling.topics).await?;
+        // Read before Kafka is asked: meanwhile another process may take in what is told.
+        let client = pool.get().await?;
+        let read = store::reached(&client, schema, handling.name);
+        let outcome = timeout(COMMIT_DEADLINE, read).await;
+        let reached = postgres::settle(client, outcome)?;
         let mut bounds = BTreeMap::new();
         for &topic in handling.topics {
             let held = self.topics.bounds(topic).await?.into_iter();
             bounds.extend(held.map(|(partition, held)| (Place { topic, partition }, held)));
         }
         let client = pool.get().await?;
-        let read = store::offsets(&client, schema, handling.name, &bounds);
+        let read = store::offsets(&client, schema, handling.name, &reached, &bounds);
         let outcome = timeout(COMMIT_DEADLINE, read).await;
         postgres::settle(client, outcome)
     }
@@ -208,18 +222,28 @@ impl<H: Handler> Running<H> {
         let mut grown = pin!(self.grown(partitions));
         let mut chunk = Vec::with_capacity(CHUNK);
         loop {
+            let most = self.chunk.load(Ordering::SeqCst);
             tokio::select! {
                 () = over.cancelled() => return Ok(()),
                 () = &mut grown => return Ok(()),
-                taken = records.recv_many(&mut chunk, CHUNK) => if taken == 0 {
+                taken = records.recv_many(&mut chunk, most) => if taken == 0 {
                     // Stopping ends the fetcher too, and may be seen second.
                     anyhow::ensure!(over.is_cancelled(), "the fetcher ended");
                     return Ok(());
                 },
+                () = tokio::time::sleep(SETTLED), if !self.consumer.ready.is_set() => {
+                    self.consumer.ready.set(true);
+                    continue;
+                }
             }
             let fetched = chunk.drain(..).collect::<anyhow::Result<Vec<Fetched>>>()?;
             let (taken, _room): (Vec<Record>, Vec<_>) = fetched.into_iter().unzip();
-            self.take_in(lease, &taken, &mut offsets).await?;
+            let began = Instant::now();
+            let outcome = self.take_in(lease, &taken, &mut offsets).await;
+            let took = outcome.is_ok().then(|| began.elapsed());
+            let next = next_chunk(most, taken.len(), took);
+            self.chunk.store(next, Ordering::SeqCst);
+            outcome?;
             self.consumer.ready.set(true);
         }
     }
@@ -316,5 +340,32 @@ impl<H: Handler> Running<H> {
         );
         metrics::counter!("inbox_dead_letters_total", "consumer" => handling.name).increment(1);
         store::bury(transaction, schema, handling.name, record, &reason).await
+    }
+}
+
+/// Most records in the next transaction, where one of `records` out of `most` allowed took so long,
+/// or failed. What is too slow for a transaction would be tried again and again.
+fn next_chunk(most: usize, records: usize, took: Option<Duration>) -> usize {
+    match took {
+        Some(took) if took <= COMMIT_SLOW / 10 && records == most => (most * 2).min(CHUNK),
+        Some(took) if took <= COMMIT_SLOW => most,
+        _ => (records / 2).max(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_transactions_become_smaller_and_quick_ones_larger_within_bounds() {
+        let quick = Some(COMMIT_SLOW / 20);
+        assert_eq!(next_chunk(CHUNK, CHUNK, quick), CHUNK);
+        assert_eq!(next_chunk(10, 10, quick), 20);
+        assert_eq!(next_chunk(10, 3, quick), 10, "it says nothing about ten");
+        assert_eq!(next_chunk(10, 10, Some(COMMIT_SLOW)), 10);
+        assert_eq!(next_chunk(CHUNK, 9, Some(COMMIT_SLOW * 2)), 4);
+        assert_eq!(next_chunk(CHUNK, CHUNK, None), CHUNK / 2);
+        assert_eq!(next_chunk(1, 1, None), 1);
     }
 }

@@ -20,11 +20,12 @@ use crate::postgres::{self, Pool, explain};
 /// How often a standby looks whether a named lease has become free.
 const STANDBY_POLL: Duration = Duration::from_millis(500);
 
-/// A table whose rows can be leased: its qualified name and its id column.
+/// A table whose rows can be leased: its qualified name, its id column, and how a guard locks.
 #[derive(Clone, Debug)]
 pub struct LeaseTable {
     table: String,
     id: &'static str,
+    lock: &'static str,
 }
 
 /// The right to act on one row, until it expires or someone else is given the next epoch.
@@ -53,19 +54,26 @@ pub enum LeaseError {
 }
 
 impl LeaseTable {
-    /// Leases on the rows of `table` (schema-qualified), by its column `id`.
+    /// Leases on the rows of `table` (schema-qualified), by its column `id`. A guard keeps everyone
+    /// from the row, since the row is what is worked on.
     #[must_use]
     pub fn new(table: impl Into<String>, id: &'static str) -> Self {
         Self {
             table: table.into(),
             id,
+            lock: "FOR UPDATE",
         }
     }
 
-    /// The named leases of a service's schema.
+    /// The named leases of a service's schema. A guard keeps others from claiming one, but lets its
+    /// holder renew it: a guarded transaction may last longer than the lease.
     #[must_use]
     pub fn named(schema: &str) -> Self {
-        Self::new(format!("{schema}.leases"), "name")
+        Self {
+            table: format!("{schema}.leases"),
+            id: "name",
+            lock: "FOR KEY SHARE",
+        }
     }
 
     /// Claims the rows that `pick` selects. `pick` is a `SELECT id … FOR UPDATE SKIP LOCKED` with
@@ -81,7 +89,7 @@ impl LeaseTable {
         pick: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Lease<I>>, tokio_postgres::Error> {
-        let Self { table, id } = self;
+        let Self { table, id, .. } = self;
         let sql = format!(
             "-- ops.lease_claim\n\
              UPDATE {table} SET lease_owner = $1, lease_epoch = lease_epoch + 1,\n    \
@@ -119,7 +127,7 @@ impl LeaseTable {
         lease: &mut Lease<I>,
         ttl: Duration,
     ) -> Result<(), LeaseError> {
-        let Self { table, id } = self;
+        let Self { table, id, .. } = self;
         let sql = format!(
             "-- ops.lease_renew\n\
              UPDATE {table} SET lease_expires_at = clock_timestamp() + $4 * interval '1 second'\n\
@@ -138,8 +146,8 @@ impl LeaseTable {
         Ok(())
     }
 
-    /// Locks the leased row for the rest of the transaction and proves that the lease still holds;
-    /// nobody can claim the row before this transaction ends.
+    /// Proves that the lease still holds, and locks its row for the rest of the transaction: nobody
+    /// can claim it before that ends.
     ///
     /// # Errors
     /// [`LeaseError::Fenced`] when it is no longer held.
@@ -148,12 +156,12 @@ impl LeaseTable {
         transaction: &impl GenericClient,
         lease: &Lease<I>,
     ) -> Result<(), LeaseError> {
-        let Self { table, id } = self;
+        let Self { table, id, lock } = self;
         let sql = format!(
             "-- ops.lease_guard\n\
              SELECT lease_owner = $2 AND lease_epoch = $3\n    \
              AND lease_expires_at > clock_timestamp()\n\
-             FROM {table} WHERE {id} = $1 FOR UPDATE"
+             FROM {table} WHERE {id} = $1 {lock}"
         );
         let row = transaction
             .query_opt(&sql, &[&lease.id, &lease.owner, &lease.epoch])
@@ -173,7 +181,7 @@ impl LeaseTable {
         client: &impl GenericClient,
         lease: &Lease<I>,
     ) -> Result<(), tokio_postgres::Error> {
-        let Self { table, id } = self;
+        let Self { table, id, .. } = self;
         let sql = format!(
             "-- ops.lease_release\n\
              UPDATE {table} SET lease_owner = NULL, lease_expires_at = NULL\n\

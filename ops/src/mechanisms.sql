@@ -45,10 +45,12 @@ CREATE TABLE {schema}.dead_letters (
     headers       jsonb       NOT NULL,
     value         bytea,
     reason        text        NOT NULL,
-    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
-    UNIQUE (consumer, topic, partition, record_offset)
+    created_at    timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX dead_letters_created_at ON {schema}.dead_letters (created_at);
+-- Not unique: a topic that was made anew has other records at the same offsets.
+CREATE INDEX dead_letters_place
+    ON {schema}.dead_letters (consumer, topic, partition, record_offset);
 
 CREATE TABLE {schema}.leases (
     name             text PRIMARY KEY,

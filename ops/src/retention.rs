@@ -14,6 +14,8 @@ const EVERY: Duration = Duration::from_mins(1);
 /// Rows deleted in one statement.
 const BATCH: i64 = 5_000;
 
+const DEAD_LETTERS: &str = "dead_letters";
+
 /// How long Postgres may take for one statement before its connection is given up.
 const BATCH_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -45,7 +47,7 @@ const EXPIRED: [Expired; 4] = [
     },
     // Time enough for a person to look.
     Expired {
-        table: "dead_letters",
+        table: DEAD_LETTERS,
         key: "id",
         since: "created_at",
         keep: "90 days",
@@ -92,6 +94,12 @@ pub async fn sweep(pool: &Pool, schema: &str) -> anyhow::Result<u64> {
             let delete = async { Ok(client.execute(&sql, &[&BATCH]).await?) };
             let outcome = timeout(BATCH_DEADLINE, delete).await;
             let deleted = postgres::settle(client, outcome)?;
+            if deleted > 0 && expired.table == DEAD_LETTERS {
+                warn!(
+                    schema,
+                    deleted, "dead letters that nobody replayed are gone"
+                );
+            }
             all += deleted;
             if deleted == 0 {
                 break;

@@ -2,8 +2,15 @@
 //! environment names (`ops/test` starts them), and waiting with a deadline.
 
 use std::{
-    net::SocketAddr,
-    process::{Child, Command},
+    env,
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    ops::Range,
+    process::{self, Child, Command},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,6 +28,10 @@ use crate::{
 };
 
 pub mod records;
+
+/// Ports for processes of tests: below those that the kernel gives to whoever asks for any, which
+/// could be taken before the process is there; and above those of `ops/up`.
+const PORTS: Range<u16> = 20_000..32_000;
 
 /// A Postgres database that is created for one test and dropped with it.
 #[derive(Debug)]
@@ -40,7 +51,7 @@ pub struct TestProcess(Child);
 /// When it is not set: the tests need the real part.
 #[must_use]
 pub fn service(variable: &str) -> String {
-    let named = std::env::var(variable).ok();
+    let named = env::var(variable).ok();
     assert!(
         named.is_some(),
         "{variable} is not set: ./ops/test starts the services and sets it"
@@ -63,14 +74,34 @@ pub fn prefix(kind: &str) -> String {
     format!("{kind}_{}", Uuid::now_v7().simple())
 }
 
-/// An address that was free a moment ago, for a process that others must find.
+/// A free address, for a process that others must find. No other test is given it while this test's
+/// process lives, which holds a lock on a file of the port's name.
 ///
 /// # Panics
-/// When loopback has no free port.
+/// When none is free.
 #[must_use]
 pub fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it is bound")
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let folder = env::temp_dir().join("jobseal-test-ports");
+    fs::create_dir_all(&folder).expect("the folder for temporary files takes another");
+    let count = PORTS.end - PORTS.start;
+    // Test processes begin at different places, so that they seldom meet.
+    let first = u16::try_from(process::id().wrapping_mul(61) % u32::from(count))
+        .expect("it is less than the count");
+    let free = (0..count).find_map(|_| {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + (first + step % count) % count;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let lock = File::create(folder.join(port.to_string())).ok()?;
+        lock.try_lock().ok()?;
+        TcpListener::bind(address).ok()?;
+        Some((address, lock))
+    });
+    let (address, lock) = free.expect("loopback has a free port");
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    held.push(lock);
+    address
 }
 
 /// The status that a process answers a GET with, or `None` while it does not answer.

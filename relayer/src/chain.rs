@@ -10,7 +10,7 @@ use alloy::{
 };
 use anyhow::Context as _;
 use contracts::registry::JobsRegistry::{BatchConfirmed, cursorCall, hasRoleCall};
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 
 use crate::{
@@ -119,7 +119,7 @@ impl Chain {
     /// When no endpoint answers.
     pub async fn has_code(&self) -> anyhow::Result<bool> {
         let code: Bytes = self
-            .first("eth_getCode", json!([self.registry, "latest"]))
+            .most_say("eth_getCode", json!([self.registry, "latest"]))
             .await?;
         Ok(!code.is_empty())
     }
@@ -132,7 +132,7 @@ impl Chain {
         let call = call_of(self.registry, &cursorCall {});
         cursor(
             &self
-                .first::<Bytes>("eth_call", json!([call, "latest"]))
+                .most_say::<Bytes>("eth_call", json!([call, "latest"]))
                 .await?,
         )
     }
@@ -143,21 +143,14 @@ impl Chain {
     /// When no endpoint answers.
     pub async fn confirmers(&self, attesters: &[Address]) -> anyhow::Result<Vec<Address>> {
         let role = keccak256("CONFIRMER_ROLE");
-        let mut allowed = Vec::new();
-        for account in attesters {
-            let call = call_of(
-                self.registry,
-                &hasRoleCall {
-                    role,
-                    account: *account,
-                },
-            );
-            let answer: Bytes = self.first("eth_call", json!([call, "latest"])).await?;
-            if hasRoleCall::abi_decode_returns(&answer).context("read hasRole's answer")? {
-                allowed.push(*account);
-            }
-        }
-        Ok(allowed)
+        let asked = attesters.iter().map(|account| async move {
+            let account = *account;
+            let call = call_of(self.registry, &hasRoleCall { role, account });
+            let answer: Bytes = self.most_say("eth_call", json!([call, "latest"])).await?;
+            let may = hasRoleCall::abi_decode_returns(&answer).context("read hasRole's answer")?;
+            anyhow::Ok(may.then_some(account))
+        });
+        Ok(try_join_all(asked).await?.into_iter().flatten().collect())
     }
 
     /// What the gas key owns, in wei.
@@ -165,7 +158,7 @@ impl Chain {
     /// # Errors
     /// When no endpoint answers.
     pub async fn balance(&self, gas_key: Address) -> anyhow::Result<U256> {
-        self.first("eth_getBalance", json!([gas_key, "latest"]))
+        self.most_say("eth_getBalance", json!([gas_key, "latest"]))
             .await
     }
 
@@ -209,7 +202,8 @@ impl Chain {
         Err(last.unwrap_or_else(|| anyhow::anyhow!("no RPC endpoint is configured")))
     }
 
-    /// Runs a call as `from` would at the head with this much gas, without sending anything.
+    /// Runs a call as `from` would at the head with this much gas, without sending anything. The
+    /// word of one endpoint is no refusal where others take the call.
     ///
     /// # Errors
     /// When the contract refuses or nobody can be asked.
@@ -221,22 +215,28 @@ impl Chain {
     ) -> Result<(), CallFailure> {
         let gas = U64::from(gas_limit);
         let call = json!({ "from": from, "to": self.registry, "input": input, "gas": gas });
+        let asked = self
+            .endpoints
+            .iter()
+            .map(|it| it.call::<Bytes>("eth_call", json!([call, "latest"])));
+        let mut taken = 0;
+        let mut refusals = Vec::new();
         let mut last = RpcFailure::Unreachable;
-        for endpoint in &self.endpoints {
-            match endpoint
-                .call::<Bytes>("eth_call", json!([call, "latest"]))
-                .await
-            {
-                Ok(_) => return Ok(()),
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(_) => taken += 1,
                 Err(RpcFailure::Answer {
                     data: Some(data), ..
-                }) => {
-                    return Err(CallFailure::Reverted(refusal(&data)));
-                }
+                }) => refusals.push(data),
                 Err(failure) => last = failure,
             }
         }
-        Err(CallFailure::Rpc(last))
+        let quorum = sight::quorum(taken + refusals.len());
+        match sight::most(&refusals) {
+            Some(data) if refusals.len() >= quorum => Err(CallFailure::Reverted(refusal(data))),
+            None if taken == 0 => Err(CallFailure::Rpc(last)),
+            _ => Ok(()),
+        }
     }
 
     /// Sends signed bytes to every endpoint; what came of it, all answers together.
@@ -262,7 +262,10 @@ impl Chain {
     /// When no endpoint answers, or the constructor refuses.
     pub async fn creation_gas(&self, from: Address, code: &Bytes) -> anyhow::Result<u64> {
         let call = json!([{ "from": from, "input": code }]);
-        Ok(self.first::<Quantity>("eth_estimateGas", call).await?.get())
+        Ok(self
+            .most_say::<Quantity>("eth_estimateGas", call)
+            .await?
+            .get())
     }
 
     /// What gas costs now.
@@ -271,10 +274,10 @@ impl Chain {
     /// When no endpoint answers.
     pub async fn market(&self) -> anyhow::Result<Market> {
         let head: Header = self
-            .first("eth_getBlockByNumber", json!(["latest", false]))
+            .most_say("eth_getBlockByNumber", json!(["latest", false]))
             .await?;
         let tip = self
-            .first::<U128>("eth_maxPriorityFeePerGas", json!([]))
+            .most_say::<U128>("eth_maxPriorityFeePerGas", json!([]))
             .await;
         Ok(market(&head, tip.ok()))
     }
@@ -284,22 +287,23 @@ impl Chain {
     /// # Errors
     /// When no endpoint answers.
     pub async fn receipt(&self, hash: B256) -> anyhow::Result<Option<Receipt>> {
-        self.first("eth_getTransactionReceipt", json!([hash])).await
+        self.most_say("eth_getTransactionReceipt", json!([hash]))
+            .await
     }
 
-    /// The answer of the first endpoint that gives one.
-    async fn first<R: Answer>(&self, method: &'static str, parameters: Value) -> anyhow::Result<R> {
-        let mut last = None;
-        for endpoint in &self.endpoints {
-            match endpoint.call(method, parameters.clone()).await {
-                Ok(answer) => return Ok(answer),
-                Err(cause) => {
-                    let told = format!("{method} at {}", endpoint.label);
-                    last = Some(anyhow::Error::from(cause).context(told));
-                }
-            }
+    /// What most of the endpoints that answer say, the first one's word among equals: of three,
+    /// one that lies is outvoted.
+    async fn most_say<R: Answer + Clone + PartialEq>(
+        &self,
+        method: &'static str,
+        parameters: Value,
+    ) -> anyhow::Result<R> {
+        let (answers, failure) = self.ask::<R, R>(method, parameters, Ok).await;
+        match (sight::most(&answers), failure) {
+            (Some(answer), _) => Ok(answer.clone()),
+            (None, Some(cause)) => Err(cause),
+            (None, None) => anyhow::bail!("no RPC endpoint is configured"),
         }
-        Err(last.unwrap_or_else(|| anyhow::anyhow!("no RPC endpoint is configured")))
     }
 
     /// What every endpoint that answers says alike, where a quorum does.
@@ -309,18 +313,7 @@ impl Chain {
         parameters: Value,
         read: impl Fn(R) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let asked = self
-            .endpoints
-            .iter()
-            .map(|it| it.call::<R>(method, parameters.clone()));
-        let mut answers = Vec::new();
-        let mut failure = None;
-        for (endpoint, answer) in self.endpoints.iter().zip(join_all(asked).await) {
-            match answer.map_err(anyhow::Error::from).and_then(&read) {
-                Ok(answer) => answers.push(answer),
-                Err(cause) => failure = Some(cause.context(endpoint.label.clone())),
-            }
-        }
+        let (mut answers, failure) = self.ask(method, parameters, read).await;
         if answers.len() < self.quorum {
             let few = anyhow::anyhow!("{} endpoints must answer {method}", self.quorum);
             return Err(failure.unwrap_or(few));
@@ -331,6 +324,30 @@ impl Chain {
             "the endpoints do not agree on {method}"
         );
         Ok(first)
+    }
+
+    /// The answers of all endpoints, in their order, and why one of the others has none.
+    async fn ask<R: Answer, T>(
+        &self,
+        method: &'static str,
+        parameters: Value,
+        read: impl Fn(R) -> anyhow::Result<T>,
+    ) -> (Vec<T>, Option<anyhow::Error>) {
+        let asked = self
+            .endpoints
+            .iter()
+            .map(|it| it.call::<R>(method, parameters.clone()));
+        let mut answers = Vec::new();
+        let mut failure = None;
+        for (endpoint, answer) in self.endpoints.iter().zip(join_all(asked).await) {
+            match answer.map_err(anyhow::Error::from).and_then(&read) {
+                Ok(answer) => answers.push(answer),
+                Err(cause) => {
+                    failure = Some(cause.context(format!("{method} at {}", endpoint.label)));
+                }
+            }
+        }
+        (answers, failure)
     }
 
     fn filter(&self, from: u64, to: u64) -> Filter {

@@ -95,6 +95,8 @@ pub(crate) struct Lane {
     pub(crate) alone_last: Uuid,
     /// Which of our attesters may sign, by the epoch in which that was asked.
     pub(crate) confirmers: Option<(u32, Vec<Address>)>,
+    /// Whether the contract was paused at the last look.
+    pub(crate) paused: bool,
     /// The first final batch that the contract's cursor no longer covers.
     doubted: Option<u64>,
     looked_at: Option<Timestamp>,
@@ -203,6 +205,7 @@ impl Lane {
             turn: Turn::default(),
             alone_last: Uuid::nil(),
             confirmers: None,
+            paused: false,
             doubted: None,
             looked_at: None,
             measured_at: None,

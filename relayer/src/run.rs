@@ -100,10 +100,10 @@ async fn inspect(chain: &Chain, keys: &Keys, key: LaneKey, pool: &Pool) -> anyho
     }
     let cursor = chain.cursor().await.map_err(BadConfig)?;
     let allowed = chain.confirmers(&keys.attesters.addresses()).await?;
-    if allowed.len() < usize::from(cursor.threshold) {
+    if allowed.len() < usize::from(cursor.terms.threshold) {
         bail!(BadConfig(anyhow!(
             "the registry wants {} attesters, ATTESTER_KEYS_FILE holds {} that it allows",
-            cursor.threshold,
+            cursor.terms.threshold,
             allowed.len()
         )));
     }

@@ -5,16 +5,17 @@
 //! still leaves our own transaction behind, and everything after it waits for that nonce.
 
 use alloy::primitives::{Address, TxKind};
+use anyhow::Context as _;
 use tracing::{error, info, warn};
 
 use crate::{
     batch::{Batch, Pending, State},
     chain,
     classify::Verdict,
-    fees::Fees,
+    fees::{Fees, Market},
     lane::Lane,
     nonce::Nonce,
-    sight::{Cursor, Report, View},
+    sight::{Terms, View},
     store::{batches, transactions},
     transaction::{Attempt, Order, Outstanding, Step, gas_limit},
 };
@@ -25,16 +26,18 @@ const IN_FLIGHT_MAX: usize = 8;
 /// Sends what is not on the chain. Old work goes on even where new work cannot begin.
 pub(crate) async fn act(lane: &mut Lane, view: &View, unfinal: &[Batch]) -> anyhow::Result<()> {
     let begun = begin(lane, view, unfinal).await;
-    send_outstanding(lane, view).await?;
+    send_outstanding(lane, view, unfinal).await?;
     begun
 }
 
 /// Signs and writes down batches that have no transaction, in order. A batch never overtakes the
 /// one before it, since the contract would refuse it.
 async fn begin(lane: &mut Lane, view: &View, unfinal: &[Batch]) -> anyhow::Result<()> {
-    let best = view.best();
-    metrics::gauge!("relayer_registry_paused").set(u8::from(best.cursor.paused));
-    if best.cursor.paused {
+    let terms = view
+        .terms()
+        .context("the endpoints do not agree on the registry's signers, or whether it is paused")?;
+    note_pause(lane, terms.paused);
+    if terms.paused {
         return Ok(());
     }
     let in_flight =
@@ -57,7 +60,7 @@ async fn begin(lane: &mut Lane, view: &View, unfinal: &[Batch]) -> anyhow::Resul
         if room == 0 {
             break;
         }
-        if batch.number < best.cursor.next_batch {
+        if batch.number < view.next_batch() {
             anyhow::ensure!(
                 batch.signed_after.is_some(),
                 "the registry is past batch {}, which was never sent from this database",
@@ -66,31 +69,46 @@ async fn begin(lane: &mut Lane, view: &View, unfinal: &[Batch]) -> anyhow::Resul
             // Its log has not been seen yet, or only by an endpoint that others contradict.
             break;
         }
-        let allowed = allowed(lane, best.cursor).await?;
-        let signed = sign(lane, best, *batch, pending, &allowed).await?;
-        write_down(lane, view, signed, &allowed).await?;
+        let allowed = allowed(lane, terms).await?;
+        let signed = sign(lane, terms, *batch, pending, &allowed).await?;
+        write_down(lane, view, terms, signed, &allowed).await?;
         room -= 1;
     }
     Ok(())
+}
+
+/// A pause is somebody's decision, and restarting us ends none: it is told, by a gauge and once in
+/// the log, and does not make us unready.
+fn note_pause(lane: &mut Lane, paused: bool) {
+    metrics::gauge!("relayer_registry_paused").set(u8::from(paused));
+    if paused == lane.paused {
+        return;
+    }
+    lane.paused = paused;
+    if paused {
+        warn!("the registry is paused: nothing new is sent until its admin lets it go on");
+    } else {
+        info!("the registry is no longer paused");
+    }
 }
 
 /// Has the batch signed for the present epoch by those who may. Signing again what was signed
 /// already changes nothing.
 async fn sign(
     lane: &Lane,
-    best: &Report,
+    terms: Terms,
     mut batch: Batch,
     pending: Pending,
     allowed: &[Address],
 ) -> anyhow::Result<Batch> {
-    let epoch = best.cursor.signer_epoch;
+    let epoch = terms.signer_epoch;
     let pending = match pending {
         Pending::Signed { epoch: signed } if signed == epoch => pending,
         Pending::Signed { .. } => pending.voided()?.signed(epoch)?,
         Pending::Sealed | Pending::Broadcast { .. } | Pending::Stalled => pending.signed(epoch)?,
     };
     let confirmation = batch.confirmation(epoch);
-    let threshold = usize::from(best.cursor.threshold);
+    let threshold = usize::from(terms.threshold);
     let (chain_id, registry) = (lane.key.chain_id, lane.key.registry);
     let signatures =
         lane.keys
@@ -116,9 +134,9 @@ async fn sign(
 
 /// Our attesters that may sign in the present epoch. Asked once an epoch, and again where the
 /// answer leaves too few or a batch reverted: one wrong answer must not stay.
-async fn allowed(lane: &mut Lane, cursor: Cursor) -> anyhow::Result<Vec<Address>> {
+async fn allowed(lane: &mut Lane, terms: Terms) -> anyhow::Result<Vec<Address>> {
     if let Some((epoch, allowed)) = &lane.confirmers
-        && *epoch == cursor.signer_epoch
+        && *epoch == terms.signer_epoch
     {
         return Ok(allowed.clone());
     }
@@ -126,8 +144,8 @@ async fn allowed(lane: &mut Lane, cursor: Cursor) -> anyhow::Result<Vec<Address>
         .chain
         .confirmers(&lane.keys.attesters.addresses())
         .await?;
-    if allowed.len() >= usize::from(cursor.threshold) {
-        lane.confirmers = Some((cursor.signer_epoch, allowed.clone()));
+    if allowed.len() >= usize::from(terms.threshold) {
+        lane.confirmers = Some((terms.signer_epoch, allowed.clone()));
     }
     Ok(allowed)
 }
@@ -136,10 +154,10 @@ async fn allowed(lane: &mut Lane, cursor: Cursor) -> anyhow::Result<Vec<Address>
 async fn write_down(
     lane: &Lane,
     view: &View,
+    terms: Terms,
     batch: Batch,
     allowed: &[Address],
 ) -> anyhow::Result<()> {
-    let best = view.best();
     let State::Pending(pending @ Pending::Signed { epoch }) = batch.state else {
         anyhow::bail!(
             "batch {} is {}, not signed",
@@ -148,20 +166,20 @@ async fn write_down(
         );
     };
     let mut client = lane.session.client().await?;
-    let threshold = best.cursor.threshold;
+    let threshold = terms.threshold;
     let of = (batch.number, epoch);
     let signatures = batches::signatures(&client, lane.id, of, allowed, threshold).await?;
     let gas_limit = gas_limit(signatures.len());
     let input = chain::confirm_batch(batch.confirmation(epoch), signatures);
     let gas_key = lane.keys.gas.address();
-    if batch.number == best.cursor.next_batch {
+    if batch.number == view.next_batch() {
         // Only the next batch can be tried without sending it; a refusal would cost gas for ever.
         lane.chain.simulate(gas_key, &input, gas_limit).await?;
     }
     let transaction = lane.session.begin(&mut client).await?;
     let own_next = lane.row(&transaction).await?.next_nonce;
     let nonce = Nonce::for_new_work(own_next, view.agreed_nonce())?;
-    let fees = Fees::first(best.market, lane.options.fee_cap());
+    let fees = Fees::first(view.market(), lane.options.fee_cap());
     let to = TxKind::Call(lane.key.registry);
     let order = Order {
         chain_id: lane.key.chain_id,
@@ -185,16 +203,20 @@ async fn write_down(
     Ok(())
 }
 
-/// Sends every transaction whose nonce some endpoint's chain has not gone past, where it is due.
-async fn send_outstanding(lane: &Lane, view: &View) -> anyhow::Result<()> {
+/// Sends the transactions whose nonces the chain has not gone past, where they are due.
+async fn send_outstanding(lane: &Lane, view: &View, unfinal: &[Batch]) -> anyhow::Result<()> {
     let client = lane.session.client().await?;
     let gas_key = lane.keys.gas.address();
-    let (spent_below, pooled_below) = (view.spent_below(), view.pooled_below());
-    let outstanding = transactions::outstanding(&client, lane.id, gas_key, spent_below).await?;
+    let pending = unfinal.iter().filter_map(|batch| match batch.state {
+        State::Pending(Pending::Broadcast { nonce, .. }) => Some(nonce),
+        _ => None,
+    });
+    let (from, pooled_below) = (view.unspent_from(pending.min()), view.pooled_below());
+    let outstanding = transactions::outstanding(&client, lane.id, gas_key, from).await?;
     drop(client);
     let gap = outstanding
         .first()
-        .map_or(0, |it| Nonce::gap(spent_below, it.attempt.nonce));
+        .map_or(0, |it| Nonce::gap(from, it.attempt.nonce));
     metrics::gauge!("relayer_nonce_gap").set(u32::try_from(gap).unwrap_or(u32::MAX));
     if gap > 0 {
         warn!(
@@ -209,16 +231,16 @@ async fn send_outstanding(lane: &Lane, view: &View) -> anyhow::Result<()> {
         match it.step(now, is_head, pooled_below, stall) {
             Step::Wait => {}
             Step::Send => send(lane, &it.attempt).await?,
-            Step::Raise => raise(lane, view.best(), &it).await?,
+            Step::Raise => raise(lane, view.market(), &it).await?,
         }
     }
     Ok(())
 }
 
 /// Replaces a transaction by one that offers more; at the cap its own bytes go out again.
-async fn raise(lane: &Lane, best: &Report, it: &Outstanding) -> anyhow::Result<()> {
+async fn raise(lane: &Lane, market: Market, it: &Outstanding) -> anyhow::Result<()> {
     let now = lane.clock.now();
-    let Some(fees) = it.attempt.fees.raised(best.market, lane.options.fee_cap()) else {
+    let Some(fees) = it.attempt.fees.raised(market, lane.options.fee_cap()) else {
         metrics::counter!("relayer_fee_cap_reached_total").increment(1);
         return if it.is_fresh(now) {
             Ok(())

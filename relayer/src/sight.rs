@@ -3,7 +3,8 @@
 //! Presence is believed from any endpoint that is not behind us, with the block's hash. Absence is
 //! believed only when every one of them says so, by its logs and by the contract's own cursor.
 //! What cannot be taken back easily (finality, absence, a nonce past our own, a stranger's batch
-//! under our number) takes a quorum: two, wherever two endpoints are configured.
+//! under our number) takes a quorum: two, wherever two endpoints are configured. New work begins
+//! from what a quorum says alike, so that of three endpoints one that lies holds up nothing.
 
 use std::collections::BTreeMap;
 
@@ -39,6 +40,13 @@ pub struct Cursor {
     pub next_batch: u64,
     /// The sequence its first job must have.
     pub next_sequence: u64,
+    /// What every batch must fit.
+    pub terms: Terms,
+}
+
+/// What the contract wants of every batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
     /// The set of signers.
     pub signer_epoch: u32,
     /// How many of them must sign.
@@ -138,6 +146,18 @@ impl View {
         nonces.min().unwrap_or_default()
     }
 
+    /// From which nonce on transactions are sent, where the lowest of a pending batch is `pending`:
+    /// where a quorum waits, or at that batch, whichever is lower; below what everyone calls spent
+    /// there is nothing to do. One endpoint alone moves it neither down nor past our work.
+    #[must_use]
+    pub fn unspent_from(&self, pending: Option<Nonce>) -> Nonce {
+        let mut nonces: Vec<Nonce> = self.reports.iter().map(|report| report.nonce).collect();
+        nonces.sort_unstable();
+        let waited_for = nonces[self.last_of_quorum()];
+        let from = pending.map_or(waited_for, |pending| pending.min(waited_for));
+        from.max(self.spent_below())
+    }
+
     /// Below this nonce every pool has a transaction.
     #[must_use]
     pub fn pooled_below(&self) -> Nonce {
@@ -159,6 +179,40 @@ impl View {
         (agreed && self.reports.len() >= self.quorum).then_some(nonce)
     }
 
+    /// The number of the next batch, to which a quorum has come, or past it.
+    #[must_use]
+    pub fn next_batch(&self) -> u64 {
+        let cursors = self.reports.iter().map(|report| report.cursor.next_batch);
+        let mut numbers: Vec<u64> = cursors.collect();
+        numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+        numbers[self.last_of_quorum()]
+    }
+
+    /// What a quorum says that every batch must fit; `None` where each says something else. With
+    /// two that differ, as during a change, the highest head counts.
+    #[must_use]
+    pub fn terms(&self) -> Option<Terms> {
+        let terms: Vec<Terms> = self.reports.iter().map(|it| it.cursor.terms).collect();
+        let named = |it: &&Terms| terms.iter().filter(|other| other == it).count();
+        let most = most(&terms)?;
+        (terms.len() <= self.quorum || named(&most) >= self.quorum).then_some(*most)
+    }
+
+    /// What gas costs, the middle of what the endpoints say; of two the higher one, since an offer
+    /// that is too low gets nowhere, and one that is too high ends at the cap.
+    #[must_use]
+    pub fn market(&self) -> Market {
+        let middle = |of: fn(&Market) -> u128| {
+            let mut prices: Vec<u128> = self.reports.iter().map(|it| of(&it.market)).collect();
+            prices.sort_unstable();
+            prices[prices.len() / 2]
+        };
+        Market {
+            base_fee: middle(|market| market.base_fee),
+            tip: middle(|market| market.tip),
+        }
+    }
+
     /// The number of the next batch, the greatest that any endpoint says: no endpoint has a log
     /// from there on.
     #[must_use]
@@ -167,12 +221,20 @@ impl View {
         cursors.max().unwrap_or_default()
     }
 
-    /// Whether the endpoints at one height name different blocks.
+    /// Whether endpoints name different terms, or at one height different things.
     #[must_use]
     pub fn disagrees(&self) -> bool {
+        let says = |report: &Report| (report.head, report.nonce, report.cursor);
         self.reports.windows(2).any(|two| {
-            two[0].head.number == two[1].head.number && two[0].head.hash != two[1].head.hash
+            let differs =
+                two[0].head.number == two[1].head.number && says(&two[0]) != says(&two[1]);
+            differs || two[0].cursor.terms != two[1].cursor.terms
         })
+    }
+
+    /// Where, of answers in order, the last one stands that makes a quorum.
+    fn last_of_quorum(&self) -> usize {
+        self.quorum.min(self.reports.len()) - 1
     }
 
     /// What is known of the batch with this number and commitment.
@@ -206,6 +268,13 @@ impl View {
     }
 }
 
+/// What most of these say, the earliest among equals.
+#[must_use]
+pub fn most<T: PartialEq>(answers: &[T]) -> Option<&T> {
+    let named = |it: &&T| answers.iter().filter(|other| other == it).count();
+    answers.iter().rev().max_by_key(named)
+}
+
 /// How many of `endpoints` must say what cannot be taken back easily.
 #[must_use]
 pub fn quorum(endpoints: usize) -> usize {
@@ -230,9 +299,11 @@ mod tests {
             cursor: Cursor {
                 next_batch: 1,
                 next_sequence: 1,
-                signer_epoch: 4,
-                threshold: 2,
-                paused: false,
+                terms: Terms {
+                    signer_epoch: 4,
+                    threshold: 2,
+                    paused: false,
+                },
             },
             market: Market::default(),
             confirmed: BTreeMap::new(),
@@ -321,6 +392,48 @@ mod tests {
         assert_eq!(differing.spent_below(), Nonce::new(3));
         assert!(differing.waits_for(Nonce::new(3)));
         assert_eq!(view(vec![report(10, 3)]).agreed_nonce(), None, "one of two");
+    }
+
+    #[test]
+    fn of_three_one_that_lies_decides_nothing() {
+        let honest = report(10, 200);
+        for high in [true, false] {
+            let told = |high_lie| if high { high_lie } else { 0 };
+            let mut liar = report(11, told(1 << 40));
+            liar.cursor.next_batch = told(99);
+            liar.cursor.terms.paused = true;
+            liar.market.tip = told(1 << 50).into();
+            let view = View::new(vec![liar.clone(), honest.clone(), honest.clone()], 2).unwrap();
+            assert_eq!(view.next_batch(), 1);
+            assert_eq!(view.terms(), Some(honest.cursor.terms));
+            assert_eq!(view.market(), Market::default());
+            assert!(view.disagrees());
+            assert_eq!(view.unspent_from(None), Nonce::new(200));
+            // A batch before that may have been taken back where the others have not seen it yet.
+            let lowest = Some(Nonce::new(190));
+            let expected = if high { 200 } else { 190 };
+            assert_eq!(view.unspent_from(lowest), Nonce::new(expected));
+            let two = View::new(vec![liar, honest.clone()], 2).unwrap();
+            assert_eq!(two.unspent_from(Some(Nonce::new(200))), Nonce::new(200));
+        }
+    }
+
+    #[test]
+    fn where_each_of_three_says_something_else_nothing_new_begins() {
+        let of_epoch = |signer_epoch| {
+            let mut report = report(10, 1);
+            report.cursor.terms.signer_epoch = signer_epoch;
+            report
+        };
+        let terms = |epochs: &[u32]| {
+            let reports = epochs.iter().map(|epoch| of_epoch(*epoch)).collect();
+            let terms = View::new(reports, 2).unwrap().terms();
+            terms.map(|terms| terms.signer_epoch)
+        };
+        assert_eq!(terms(&[5, 4, 3]), None);
+        assert_eq!(terms(&[5, 4, 4]), Some(4));
+        assert_eq!(terms(&[5, 4]), Some(5), "the first of two");
+        assert_eq!(terms(&[4]), Some(4));
     }
 
     #[test]

@@ -64,8 +64,9 @@ CREATE TABLE webhooks.deliveries (
 -- What a claim reads: the first few due to each endpoint, and those under way.
 CREATE INDEX deliveries_due ON webhooks.deliveries (endpoint_id, next_attempt_at, message_id)
     WHERE status = 'PENDING';
--- What an endpoint that is enabled again is owed.
-CREATE INDEX deliveries_held ON webhooks.deliveries (endpoint_id) WHERE status = 'HELD';
+-- What an endpoint that is enabled again is owed, oldest first: none has a next attempt.
+CREATE INDEX deliveries_held ON webhooks.deliveries (endpoint_id, next_attempt_at, message_id)
+    WHERE status = 'HELD';
 CREATE INDEX deliveries_under_way ON webhooks.deliveries (endpoint_id, lease_expires_at)
     WHERE lease_expires_at IS NOT NULL;
 CREATE INDEX deliveries_tenant ON webhooks.deliveries (tenant_id, message_id DESC);

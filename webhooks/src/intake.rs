@@ -62,11 +62,7 @@ impl Handler for Intake {
     }
 
     async fn apply(&self, transaction: &Transaction<'_>, items: &[Telling]) -> anyhow::Result<()> {
-        let now = self.clock.now();
-        for item in items {
-            store::deliveries::queue(transaction, item, now).await?;
-        }
-        Ok(())
+        Ok(store::queue::queue(transaction, items, self.clock.now()).await?)
     }
 }
 

@@ -8,6 +8,7 @@
 //! - [`guard`]: which addresses may be dialled; pure.
 //! - [`intake`]: `jobs.events.v1` becomes deliveries, one row an endpoint, before the offset moves.
 //! - [`worker`]: claim, send, record.
+//! - [`upkeep`]: what an endpoint is owed follows how the endpoint stands.
 //! - [`client`]: the HTTP client whose resolver asks [`guard`].
 //! - [`api`]: endpoints, secrets, deliveries, attempts, replay.
 //! - [`store`]: the SQL of all of these.
@@ -22,6 +23,7 @@ pub mod intake;
 pub mod share;
 pub mod sign;
 pub mod store;
+pub mod upkeep;
 pub mod worker;
 
 /// The schema this service owns, and what makes it.

@@ -18,7 +18,7 @@ use webhooks::{
     client::Sender,
     config::{ApiOptions, Cli, Command, WorkerOptions},
     guard::Guard,
-    intake, migrations,
+    intake, migrations, upkeep,
     worker::Worker,
 };
 
@@ -99,7 +99,13 @@ async fn work(process: Process, options: WorkerOptions) -> anyhow::Result<ExitCo
     };
     let lifecycle = process.lifecycle.clone();
     let retention = retention::run(worker.pool.clone(), SCHEMA, lifecycle.stopping());
+    let upkeep = upkeep::run(
+        worker.pool.clone(),
+        worker.clock.clone(),
+        lifecycle.stopping(),
+    );
     lifecycle.spawn("retention", retention);
+    lifecycle.spawn("upkeep", upkeep);
     lifecycle.spawn("intake", consumer.run(lifecycle.stopping()));
     lifecycle.spawn("deliveries", worker.run(lifecycle.stopping()));
     process.run_until_stopped(&options.process, readiness).await

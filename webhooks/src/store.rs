@@ -4,4 +4,6 @@ pub mod attempts;
 pub mod claims;
 pub mod deliveries;
 pub mod endpoints;
+pub mod follow;
 pub mod health;
+pub mod queue;

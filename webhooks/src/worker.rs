@@ -13,14 +13,13 @@ use uuid::Uuid;
 
 use crate::{
     client::{Report, Sender, TOTAL_DEADLINE, Webhook},
-    delivery::{Outcome, Standing},
+    delivery::Outcome,
     share::{Slots, share_out},
     sign::Secret,
     store::{
         attempts,
         claims::{self, Claimed},
-        deliveries::{self, Reach},
-        endpoints, health,
+        deliveries, endpoints, health,
     },
 };
 use contracts::id::MessageId;
@@ -192,18 +191,12 @@ impl Worker {
         let mut client = self.pool.get().await?;
         let transaction = client.transaction().await?;
         attempts::finish(&transaction, message, claimed.attempt, took, report).await?;
-        // The endpoint's row before its deliveries', as everyone locks them.
+        // The endpoint's row before its delivery's, as everyone locks them.
         let endpoint = claimed.endpoint;
-        let gone = report.outcome == Outcome::Gone;
-        if gone {
-            let disabled = Standing::Disabled;
-            deliveries::follow(&transaction, endpoint, disabled, Reach::Idle, now).await?;
-        }
         health::attempted(&transaction, endpoint, &report.outcome, now).await?;
-        if gone {
-            let (disabled, reason) = (Standing::Disabled, "the endpoint answered 410 Gone");
+        if report.outcome == Outcome::Gone {
+            let reason = "the endpoint answered 410 Gone";
             endpoints::disable(&transaction, endpoint, reason, now).await?;
-            deliveries::follow(&transaction, endpoint, disabled, Reach::All, now).await?;
         }
         match deliveries::leases()
             .guard(&transaction, &claimed.lease)

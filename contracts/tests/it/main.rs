@@ -1,9 +1,7 @@
-//! What this crate has checked in or promises to others: generated code, recorded messages, the
-//! contract's artefact against independent libraries, and the guard in front of a real router.
+//! What this crate promises to others: recorded messages, the contract's artefact against
+//! independent libraries, and the guard in front of a real router.
 
 // The attribute tells clippy that the helpers in these modules are tests too.
-#[cfg(test)]
-mod generated;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]

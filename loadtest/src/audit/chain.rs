@@ -12,6 +12,7 @@ use super::{
     Finding,
     facts::{CheckedProof, Facts},
 };
+use crate::request::submitter_of;
 
 /// What does not add up between the API, the proofs and the chain.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
@@ -160,7 +161,7 @@ fn proof(facts: &Facts, checked: &CheckedProof, view: &JobView) -> Vec<Finding> 
     findings
 }
 
-/// The leaf is of this job, this tenant (if known), this payload, this outcome.
+/// The leaf is of this job, this tenant and submitter (if known), this payload, this outcome.
 fn leaf(
     facts: &Facts,
     checked: &CheckedProof,
@@ -181,6 +182,10 @@ fn leaf(
     };
     let checks = [
         ("the job id", leaf.job_id == chain_job_id(view.job_id)),
+        (
+            "the submitter",
+            submission.is_none_or(|s| leaf.submitter == submitter_of(s)),
+        ),
         (
             "the tenant",
             tenant.is_none_or(|tenant| leaf.tenant == tenant_hash(tenant)),
@@ -300,7 +305,8 @@ mod tests {
         leaf.status = 2;
         leaf.tenant = B256::ZERO;
         leaf.job_id = B256::ZERO;
-        assert_eq!(kinds(&check(&facts)), ["leaf_differs"; 5]);
+        leaf.submitter = Address::ZERO;
+        assert_eq!(kinds(&check(&facts)), ["leaf_differs"; 6]);
     }
 
     #[test]

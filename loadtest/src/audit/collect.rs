@@ -51,35 +51,34 @@ impl<'a> Collector<'a> {
         Self { target, share }
     }
 
-    /// The tenant's jobs with their proofs.
-    pub(super) async fn jobs(&self) -> anyhow::Result<Facts> {
-        let ledger = self.ledger()?;
+    /// What is known before anything is listed.
+    pub(super) async fn begin(&self) -> anyhow::Result<Facts> {
         let chain = &self.target.chain;
         let registry = Registry {
             chain_id: chain.id().await?,
             address: chain.registry(),
             from_the_first: self.share.first_block() == 0,
         };
-        let credential = &self.target.credential;
-        let listed: Vec<JobView> = self.list(credential, Route::ListJobs, "/v1/jobs").await?;
-        let covered = |view: &JobView| ledger.covers(view.job_id.timestamp());
-        let jobs: Vec<_> = listed.into_iter().filter(covered).collect();
-        let mut facts = Facts::new(ledger, registry);
-        self.proofs(&mut facts, credential, &jobs).await?;
-        facts.jobs = jobs;
-        Ok(facts)
+        Ok(Facts::new(self.ledger()?, registry))
     }
 
-    /// The batches on the chain and, where they are known, the jobs of the others in them, anew.
-    pub(super) async fn chain(&self, facts: &mut Facts) -> anyhow::Result<()> {
+    /// The tenant's jobs with their proofs, the batches on the chain and, where they are known, the
+    /// jobs of the others in them, anew. To those belong the tenant's own of before the log.
+    pub(super) async fn jobs(&self, facts: &mut Facts) -> anyhow::Result<()> {
+        facts.ledger = self.ledger()?;
+        let credential = &self.target.credential;
+        let listed = self.list(credential, Route::ListJobs, "/v1/jobs").await?;
+        let (ours, mut older) = facts.ledger.divide(listed);
+        self.proofs(facts, credential, &ours).await?;
+        facts.jobs = ours;
         if let Share::Whole { others } = self.share {
-            let mut jobs = Vec::new();
+            self.proofs(facts, credential, &older).await?;
             for other in others {
                 let of_other: Vec<JobView> = self.list(other, Route::ListJobs, "/v1/jobs").await?;
                 self.proofs(facts, other, &of_other).await?;
-                jobs.extend(of_other);
+                older.extend(of_other);
             }
-            facts.others = Some(jobs);
+            facts.others = Some(older);
         }
         let chain = &self.target.chain;
         facts.batches = chain
@@ -121,13 +120,14 @@ impl<'a> Collector<'a> {
         let path = usage_path("/v1/usage/events", from, to);
         let events = self.get(Route::Billing, &path).await?;
         facts.usage.extend(usage_events(&events.body)?);
-        let path = usage_path("/v1/usage", from, to);
+        let path = format!("{}&granularity=hour", usage_path("/v1/usage", from, to));
         let usage: UsageResponse = self.get(Route::Billing, &path).await?.json()?;
         facts.tenant = Some(usage.tenant_id);
         let path = format!("/v1/invoices/preview?month={month}");
         let invoice: InvoicePreview = self.get(Route::Billing, &path).await?.json()?;
         Ok(Bill {
             month,
+            hours: usage.data,
             totals: usage.totals,
             invoice,
         })
@@ -137,14 +137,16 @@ impl<'a> Collector<'a> {
         Ok(Ledger::of(&log::read(&self.target.work_dir)?))
     }
 
-    /// Adds the proofs of those of `jobs` that have to have one.
+    /// Adds the proofs of those of `jobs` that have to have one, and do not have it yet.
     async fn proofs(
         &self,
         facts: &mut Facts,
         credential: &Credential,
         jobs: &[JobView],
     ) -> anyhow::Result<()> {
-        let sealed = jobs.iter().filter(|view| facts.has_to_be_sealed(view));
+        let sealed = jobs
+            .iter()
+            .filter(|view| facts.has_to_be_sealed(view) && !facts.is_proven(view));
         let wanted: Vec<_> = sealed
             .map(|view| self.proof(credential, view.job_id))
             .collect();

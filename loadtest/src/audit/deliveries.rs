@@ -11,7 +11,7 @@ use contracts::{
     id::{EndpointId, JobId},
 };
 
-use super::{Finding, facts::Facts};
+use super::{Finding, facts::Facts, told};
 use crate::receiver::Receipt;
 
 /// What an endpoint was answered with when it took a webhook.
@@ -141,8 +141,7 @@ fn denied(delivery: &DeliveryView, taken: &BTreeSet<Message>) -> Option<Finding>
 
 /// Every delivery tells an endpoint what it asked for, of a job to which that happened.
 fn unexplained(facts: &Facts) -> Vec<Finding> {
-    let views: BTreeMap<JobId, &JobView> =
-        facts.jobs.iter().map(|view| (view.job_id, view)).collect();
+    let views = views(facts);
     let mut findings = Vec::new();
     for delivery in &facts.deliveries {
         let detail = match (delivery.event_type, delivery.job_id) {
@@ -174,13 +173,15 @@ fn may_have_happened(facts: &Facts, view: &JobView, event: JobEventType) -> bool
     open || started || happened(facts, view).any(|happened| happened == event)
 }
 
-/// Every webhook that arrived is signed, and is what the delivery with its id was to tell.
+/// Every webhook that arrived is signed, is what the delivery with its id was to tell, and tells of
+/// the job what is true.
 fn receipts(facts: &Facts) -> Vec<Finding> {
     let known: BTreeMap<_, _> = facts
         .deliveries
         .iter()
         .map(|delivery| (delivery.message_id.to_string(), delivery))
         .collect();
+    let views = views(facts);
     let mut findings = Vec::new();
     for receipt in &facts.receipts {
         let id = &receipt.webhook_id;
@@ -196,11 +197,30 @@ fn receipts(facts: &Facts) -> Vec<Finding> {
                 let detail = format!("was to tell {event}{}", job.unwrap_or_default());
                 ("receipt_differs", detail)
             }
-            Some(_) => continue,
+            Some(_) => match misled(receipt, &views) {
+                Some(detail) => ("webhook_wrong", detail),
+                None => continue,
+            },
         };
         findings.push(Finding::new(kind, id, detail).about(receipt.job_id));
     }
     findings
+}
+
+/// What a webhook tells otherwise than its job shows. Of jobs of before the log, nobody here can
+/// tell.
+fn misled(receipt: &Receipt, views: &BTreeMap<JobId, &JobView>) -> Option<String> {
+    let view = views.get(&receipt.job_id?)?;
+    let wrong = match (receipt.event_type, &receipt.told) {
+        (Some(event), Some(told)) => told::wrong(view, event, told),
+        _ => vec!["all of it"],
+    };
+    (!wrong.is_empty()).then(|| format!("of {}: {}", view.job_id, wrong.join(", ")))
+}
+
+fn views(facts: &Facts) -> BTreeMap<JobId, &JobView> {
+    let views = facts.jobs.iter().map(|view| (view.job_id, view));
+    views.collect()
 }
 
 /// A message has the same body whenever it is sent.

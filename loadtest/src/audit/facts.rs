@@ -7,7 +7,7 @@ use contracts::{
     api::{
         jobs::{ConfirmationStatus, JobStatus, JobView},
         proof::ProofResponse,
-        usage::{InvoicePreview, Prices, UsageEvent, UsageTotal},
+        usage::{InvoicePreview, Prices, UsageBucket, UsageEvent, UsageTotal},
         webhooks::DeliveryView,
     },
     id::{JobId, TenantId},
@@ -61,6 +61,8 @@ pub(super) struct Registry {
 pub(super) struct Bill {
     /// The month.
     pub(super) month: Month,
+    /// The aggregates, by the hour.
+    pub(super) hours: Vec<UsageBucket>,
     /// The sums of the aggregates.
     pub(super) totals: Vec<UsageTotal>,
     /// What has to be paid.
@@ -104,6 +106,18 @@ impl Facts {
         asked && matches!(view.status, JobStatus::Completed | JobStatus::Failed)
     }
 
+    /// Whether the job's proof is there, accepted, and of the transaction that the job shows: no
+    /// other will come.
+    pub(super) fn is_proven(&self, view: &JobView) -> bool {
+        let shown = view.blockchain_confirmation.transaction_hash;
+        let proof = self.proofs.get(&view.job_id);
+        proof.is_some_and(|proof| {
+            let accepted = proof.as_ref().is_ok_and(|checked| checked.verified);
+            let transaction = proof.as_ref().map(|checked| checked.proof.transaction_hash);
+            accepted && transaction.ok() == shown
+        })
+    }
+
     /// The jobs whose outcome has to be on the chain, each with its tenant if that is the one under
     /// audit.
     pub(super) fn sealed(&self) -> impl Iterator<Item = (&JobView, Option<TenantId>)> {
@@ -111,5 +125,29 @@ impl Facts {
         let others = self.others.iter().flatten().map(|view| (view, None));
         ours.chain(others)
             .filter(|(view, _)| self.has_to_be_sealed(view))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::B256;
+
+    use crate::audit::fixture::facts;
+
+    #[test]
+    fn a_proof_is_asked_for_again_until_it_is_the_last() {
+        let mut facts = facts();
+        let view = facts.jobs[0].clone();
+        assert!(facts.is_proven(&view));
+        let mut moved = view.clone();
+        moved.blockchain_confirmation.transaction_hash = Some(B256::ZERO);
+        assert!(!facts.is_proven(&moved), "after a reorganisation, say");
+        let proof = facts.proofs.get_mut(&view.job_id).unwrap();
+        proof.as_mut().unwrap().verified = false;
+        assert!(!facts.is_proven(&view));
+        facts.proofs.insert(view.job_id, Err(404));
+        assert!(!facts.is_proven(&view));
+        facts.proofs.clear();
+        assert!(!facts.is_proven(&view));
     }
 }

@@ -9,10 +9,11 @@ use contracts::{
         proof::{BatchView, BlockRef, LeafView, ProofResponse},
         usage::{
             InvoiceLine, InvoicePreview, Meter, Price, PriceModel, PriceTier, Prices, Unit,
-            UsageEvent, UsageTotal,
+            UsageBucket, UsageEvent, UsageTotal,
         },
         webhooks::{DEFAULT_EVENTS, DeliveryStatus, DeliveryView},
     },
+    assertion::sha256_hex,
     id::{EndpointId, JobId, MessageId, RequestId, TenantId},
     job_type::JobType,
     registry::{BatchRef, chain_job_id, salted_hash, tenant_hash},
@@ -24,11 +25,16 @@ use serde_json::value::RawValue;
 use super::{
     Finding,
     facts::{Bill, CheckedProof, Facts, Registry},
-    invoice::computed,
-    ledger::{Billable, Fate, Ledger},
+    invoice::{computed, hour_of},
+    ledger::{Billable, Charge, Fate, Ledger},
     month::Month,
 };
-use crate::{chain::ConfirmedBatch, log::Submission, receiver::Receipt, request::KEY_NOTE};
+use crate::{
+    chain::ConfirmedBatch,
+    log::Submission,
+    receiver::{Receipt, Told},
+    request::{KEY_NOTE, submitter_of},
+};
 
 const SALT: B256 = B256::repeat_byte(7);
 const TRANSACTION: B256 = B256::repeat_byte(8);
@@ -67,9 +73,16 @@ pub(super) fn facts() -> Facts {
         block_number: Some(BLOCK),
     });
     let request = RequestId::generate(start);
-    facts.ledger.answered.insert(request, Billable::Yes);
+    let charge = Charge {
+        billable: Billable::Yes,
+        endpoint: Some("/v1/jobs"),
+        status: Some(202),
+    };
+    facts.ledger.answered.insert(request, charge);
     let call = UsageEvent {
         request_id: Some(request),
+        endpoint: charge.endpoint.map(str::to_owned),
+        status_code: charge.status,
         ..row(start, Meter::ApiUsage, Unit::Call)
     };
     facts.usage.push(call);
@@ -89,6 +102,7 @@ pub(super) fn facts() -> Facts {
 /// Makes the aggregates and the invoices what the raw events and the prices come to.
 pub(super) fn settle_bills(facts: &mut Facts) {
     let prices = facts.prices.clone().unwrap_or_else(prices);
+    let mut hours = Vec::new();
     let mut months: BTreeMap<Month, BTreeMap<(Meter, Unit), UsageTotal>> = BTreeMap::new();
     for event in &facts.usage {
         let (meter, unit) = (event.meter, event.unit);
@@ -103,10 +117,22 @@ pub(super) fn settle_bills(facts: &mut Facts) {
         });
         total.quantity += event.quantity;
         total.events += 1;
+        hours.push(UsageBucket {
+            period_start: hour_of(event.occurred_at),
+            meter,
+            unit,
+            quantity: event.quantity,
+            events: 1,
+        });
     }
     let tenant = facts.tenant.unwrap();
     let bills = months.into_iter().map(|(month, totals)| Bill {
         month,
+        hours: hours
+            .iter()
+            .filter(|bucket| Month::containing(bucket.period_start) == month)
+            .cloned()
+            .collect(),
         invoice: invoice(tenant, month, &totals, &prices),
         totals: totals.into_values().collect(),
     });
@@ -129,6 +155,7 @@ fn add_job(facts: &mut Facts, at: Timestamp, sequence: Option<u64>, endpoint: En
         payload: PAYLOAD.into(),
         requires_confirmation: sequence.is_some(),
     };
+    let submitter = submitter_of(&submission);
     let accepted = BTreeSet::from([job]);
     facts.ledger.submissions.insert(
         key.clone(),
@@ -148,15 +175,34 @@ fn add_job(facts: &mut Facts, at: Timestamp, sequence: Option<u64>, endpoint: En
         about(Meter::JobCompletion, Unit::Job),
         about(Meter::JobCompletion, Unit::Millisecond),
     ]);
-    deliver(facts, job, JobEventType::Completed, at, endpoint);
+    let told = Told {
+        job_type: JobType::Digest,
+        status: JobStatus::Completed,
+        result_sha256: Some(sha256_hex(RESULT.as_bytes())),
+        error: None,
+        sequence: None,
+        transaction_hash: None,
+    };
+    deliver(
+        facts,
+        job,
+        (JobEventType::Completed, told.clone()),
+        endpoint,
+    );
     if let Some(sequence) = sequence {
         facts
             .usage
             .push(about(Meter::BlockchainConfirmation, Unit::Confirmation));
-        deliver(facts, job, JobEventType::Confirmed, at, endpoint);
+        let told = Told {
+            result_sha256: None,
+            sequence: Some(sequence),
+            transaction_hash: Some(TRANSACTION),
+            ..told
+        };
+        deliver(facts, job, (JobEventType::Confirmed, told), endpoint);
         let tenant = tenant_hash(facts.tenant.unwrap());
         let checked = CheckedProof {
-            proof: proof(job, sequence, tenant),
+            proof: proof(job, sequence, tenant, submitter),
             verified: true,
         };
         facts.proofs.insert(job, Ok(checked));
@@ -166,10 +212,10 @@ fn add_job(facts: &mut Facts, at: Timestamp, sequence: Option<u64>, endpoint: En
 fn deliver(
     facts: &mut Facts,
     job: JobId,
-    event: JobEventType,
-    at: Timestamp,
+    (event, told): (JobEventType, Told),
     endpoint_id: EndpointId,
 ) {
+    let at = job.timestamp();
     let message_id = MessageId::generate(at);
     facts.deliveries.push(DeliveryView {
         message_id,
@@ -189,6 +235,7 @@ fn deliver(
         webhook_timestamp: at.as_second().to_string(),
         event_type: Some(event),
         job_id: Some(job),
+        told: Some(told),
         verified: true,
         answered: 204,
         body_sha256: format!("body of {message_id}"),
@@ -240,13 +287,13 @@ fn batch() -> BatchRef {
     }
 }
 
-fn proof(job: JobId, sequence: u64, tenant: B256) -> ProofResponse {
+fn proof(job: JobId, sequence: u64, tenant: B256, submitter: Address) -> ProofResponse {
     ProofResponse {
         job_id: job,
         leaf: LeafView {
             sequence,
             job_id: chain_job_id(job),
-            submitter: Address::ZERO,
+            submitter,
             tenant,
             content_hash: salted_hash(SALT, PAYLOAD.as_bytes()),
             result_hash: salted_hash(SALT, RESULT.as_bytes()),

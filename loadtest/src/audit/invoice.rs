@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contracts::api::usage::{InvoiceLine, InvoiceTier, Meter, Price, Prices, Unit};
+use contracts::api::usage::{InvoiceLine, InvoiceTier, Meter, Price, Prices, Unit, UsageEvent};
+use jiff::Timestamp;
 use rust_decimal::{Decimal, RoundingStrategy};
 
 use super::{
@@ -14,6 +15,9 @@ use super::{
 
 /// Digits behind the point of the smallest coin of every currency that is billed in.
 const COIN_DIGITS: u32 = 2;
+
+/// The periods of the aggregates.
+const HOUR_SECONDS: i64 = 3_600;
 
 /// A meter, in a unit.
 type Measure = (Meter, Unit);
@@ -32,6 +36,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     for bill in &facts.bills {
         let raw = raw.remove(&bill.month).unwrap_or_default();
         findings.extend(sums(bill, &raw));
+        findings.extend(hours(bill, &facts.usage));
         findings.extend(facts.prices.iter().flat_map(|prices| money(bill, prices)));
     }
     findings.extend(raw.keys().map(|month| {
@@ -64,6 +69,42 @@ fn sums(bill: &Bill, raw: &Sums) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Raw events and aggregates come to the same in each hour of a month.
+fn hours(bill: &Bill, usage: &[UsageEvent]) -> Vec<Finding> {
+    let mut hours: BTreeMap<(Timestamp, Measure), [(Decimal, u64); 2]> = BTreeMap::new();
+    let mut add = |at, measure, side: usize, (quantity, events): (Decimal, u64)| {
+        let (sum, count) = &mut hours.entry((at, measure)).or_default()[side];
+        *sum = sum.saturating_add(quantity);
+        *count = count.saturating_add(events);
+    };
+    for event in usage {
+        if Month::containing(event.occurred_at) == bill.month {
+            let measure = (event.meter, event.unit);
+            add(hour_of(event.occurred_at), measure, 0, (event.quantity, 1));
+        }
+    }
+    for bucket in &bill.hours {
+        let measure = (bucket.meter, bucket.unit);
+        let sum = (bucket.quantity, bucket.events);
+        add(bucket.period_start, measure, 1, sum);
+    }
+    let differ = hours.into_iter().filter(|(_, [raw, sum])| raw != sum);
+    let finding = |((hour, (meter, unit)), [raw, sum]): (_, [(Decimal, u64); 2])| {
+        let id = format!("{hour} {}/{}", Meter::as_str(meter), Unit::as_str(unit));
+        let ((events, count), (aggregate, counted)) = (raw, sum);
+        let detail = format!("{count} events of {events}, aggregate {counted} of {aggregate}");
+        Finding::new("hour_differs", id, detail)
+    };
+    differ.map(finding).collect()
+}
+
+/// The beginning of the hour of a time, in UTC.
+pub(super) fn hour_of(at: Timestamp) -> Timestamp {
+    let second = at.as_second();
+    let begin = second - second.rem_euclid(HOUR_SECONDS);
+    Timestamp::from_second(begin).unwrap_or(at)
 }
 
 /// The invoice is what the prices make of its quantities.
@@ -342,7 +383,18 @@ mod tests {
         assert_eq!(kinds(&check(&count)), ["sums_differ"]);
         let mut row = facts();
         row.usage.pop();
-        assert_eq!(kinds(&check(&row)), ["sums_differ"]);
+        assert_eq!(kinds(&check(&row)), ["hour_differs", "sums_differ"]);
+    }
+
+    #[test]
+    fn aggregates_of_another_time_are_found() {
+        let mut facts = facts();
+        for bucket in &mut facts.bills[0].hours {
+            bucket.period_start -= SignedDuration::from_hours(1);
+        }
+        let findings = check(&facts);
+        let measures = facts.bills[0].totals.len();
+        assert_eq!(kinds(&findings), vec!["hour_differs"; 2 * measures]);
     }
 
     #[test]
@@ -350,13 +402,16 @@ mod tests {
         let mut facts = facts();
         let last = facts.usage.last_mut().unwrap();
         last.occurred_at = facts.bills[0].month.start() - SignedDuration::from_secs(1);
-        let findings = check(&facts);
-        assert_eq!(kinds(&findings), ["sums_differ"; 2]);
+        let sums = |findings: Vec<Finding>| -> Vec<Finding> {
+            let of_month = findings.into_iter();
+            of_month.filter(|f| f.kind == "sums_differ").collect()
+        };
+        assert_eq!(sums(check(&facts)).len(), 2);
         settle_bills(&mut facts);
         assert_eq!(facts.bills.len(), 2);
         assert_eq!(check(&facts), []);
         facts.bills[0].totals.clear();
-        let findings = check(&facts);
+        let findings = sums(check(&facts));
         assert_eq!(kinds(&findings), ["sums_differ"]);
         assert!(findings[0].id.starts_with("2025-12 "), "{}", findings[0].id);
     }

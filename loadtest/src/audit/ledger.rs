@@ -4,17 +4,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use contracts::{
-    api::jobs::{JobEventType, JobView},
+    api::{
+        jobs::{JobEventType, JobView},
+        usage::UsageEvent,
+    },
     id::{EndpointId, JobId, RequestId},
     problem::Code,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::month::Month;
 use crate::{
-    log::{Actor, Answered, Exchange, Outcome, Route, Submission},
+    client::REQUEST_TIMEOUT,
+    log::{Actor, Answered, Exchange, Outcome, Submission},
     request::KEY_NOTE,
 };
+
+/// How much the difference between the target's clock and ours may change during a run.
+const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(5);
 
 /// What the client's log comes to.
 #[derive(Clone, Debug, Default)]
@@ -28,10 +35,12 @@ pub(super) struct Ledger {
     pub(super) requests: usize,
     /// Each submission of the tenant by its key.
     pub(super) submissions: BTreeMap<String, Fate>,
-    /// The tenant's answered requests, and whether each is to be billed.
-    pub(super) answered: BTreeMap<RequestId, Billable>,
+    /// The tenant's answered requests, and how each is to be billed.
+    pub(super) answered: BTreeMap<RequestId, Charge>,
     /// The tenant's requests that may have been billed without our knowing their id.
-    pub(super) unknown: usize,
+    pub(super) unknown: Vec<Unanswered>,
+    /// How many of the tenant's requests had no answer, or one with 5xx.
+    pub(super) cut_off: usize,
     /// The registered endpoints, and what each asked to be told of.
     pub(super) endpoints: BTreeMap<EndpointId, Vec<JobEventType>>,
 }
@@ -45,6 +54,28 @@ pub(super) struct Fate {
     pub(super) accepted: BTreeSet<JobId>,
     /// Whether some try of it has an unknown outcome.
     pub(super) unknown: bool,
+}
+
+/// How an answered request is to be billed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Charge {
+    /// Whether it is.
+    pub(super) billable: Billable,
+    /// As a request of this route.
+    pub(super) endpoint: Option<&'static str>,
+    /// With this answer.
+    pub(super) status: Option<u16>,
+}
+
+/// A request that may have been billed without our knowing its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unanswered {
+    /// Its route.
+    pub(super) endpoint: &'static str,
+    /// The earliest time it can have arrived, by the target's clock.
+    pub(super) from: Timestamp,
+    /// The latest.
+    pub(super) to: Timestamp,
 }
 
 /// Whether an answered request is to be billed.
@@ -65,6 +96,7 @@ impl Ledger {
             .filter_map(|exchange| exchange.answer.as_ref()?.request_id)
             .map(RequestId::timestamp);
         let began = received.next();
+        let apart = apart(exchanges);
         let mut ledger = Self {
             began,
             latest: received.max().max(began),
@@ -72,7 +104,7 @@ impl Ledger {
             ..Self::default()
         };
         for exchange in exchanges.iter().filter(|e| e.intent.actor == Actor::Tenant) {
-            ledger.add_answer(exchange);
+            ledger.add_answer(exchange, apart);
             ledger.add_submission(exchange);
             ledger.add_endpoint(exchange);
         }
@@ -82,6 +114,14 @@ impl Ledger {
     /// Whether something of this time belongs to the log.
     pub(super) fn covers(&self, at: Timestamp) -> bool {
         self.began.is_some_and(|began| at >= began)
+    }
+
+    /// The jobs of the log, and those of before it. A job that was accepted is the log's whatever
+    /// the clock says that named it.
+    pub(super) fn divide(&self, listed: Vec<JobView>) -> (Vec<JobView>, Vec<JobView>) {
+        let accepted = self.accepted();
+        let is_ours = |job: JobId| self.covers(job.timestamp()) || accepted.contains(&job);
+        listed.into_iter().partition(|view| is_ours(view.job_id))
     }
 
     /// The months in which the target received the requests.
@@ -113,17 +153,27 @@ impl Ledger {
         by_id.or(by_key).map(|fate| &fate.submission)
     }
 
-    fn add_answer(&mut self, exchange: &Exchange) {
-        let Some(answer) = &exchange.answer else {
-            self.unknown += 1;
-            return;
-        };
-        match (answer.request_id, answer.outcome) {
-            (Some(id), _) => {
-                self.answered.insert(id, billable(exchange));
-            }
-            (None, Outcome::Unsent) => {}
-            (None, _) => self.unknown += 1,
+    /// `apart` is how far the target's clock is ahead of ours.
+    fn add_answer(&mut self, exchange: &Exchange, apart: SignedDuration) {
+        let (intent, answer) = (&exchange.intent, exchange.answer.as_ref());
+        let outcome = answer.map_or(Outcome::Unknown, |answer| answer.outcome);
+        self.cut_off += usize::from(outcome == Outcome::Unknown);
+        let endpoint = intent.route.billed_as();
+        if let Some(id) = answer.and_then(|answer| answer.request_id) {
+            let charge = Charge {
+                billable: billable(exchange),
+                endpoint,
+                status: answer.and_then(|answer| answer.status),
+            };
+            self.answered.insert(id, charge);
+        } else if let Some(endpoint) = endpoint.filter(|_| outcome != Outcome::Unsent) {
+            let longest = intent.at + REQUEST_TIMEOUT;
+            let to = answer.map_or(longest, |answer| answer.at);
+            self.unknown.push(Unanswered {
+                endpoint,
+                from: intent.at + apart - CLOCK_SLACK,
+                to: to + apart + CLOCK_SLACK,
+            });
         }
     }
 
@@ -166,11 +216,28 @@ impl Ledger {
     }
 }
 
+impl Unanswered {
+    /// Whether the event may be of this request.
+    pub(super) fn explains(&self, event: &UsageEvent) -> bool {
+        event.endpoint.as_deref() == Some(self.endpoint)
+            && (self.from..=self.to).contains(&event.occurred_at)
+    }
+}
+
+/// How far the target's clock is ahead of ours: what the first request's id tells.
+fn apart(exchanges: &[Exchange]) -> SignedDuration {
+    let both = exchanges.iter().find_map(|exchange| {
+        let id = exchange.answer.as_ref()?.request_id?;
+        Some(id.timestamp().duration_since(exchange.intent.at))
+    });
+    both.unwrap_or_default()
+}
+
 /// The gateway bills what it counted against the tenant's limits, let pass and did not fail at;
 /// looking at the bill is free. Which requests it counted, its answers tell: so an answer 403 is
 /// billed when a service behind the gateway gave it, and free when the gateway did.
 fn billable(exchange: &Exchange) -> Billable {
-    let free_route = matches!(exchange.intent.route, Route::Billing | Route::Health);
+    let free_route = exchange.intent.route.billed_as().is_none();
     let admitted = |answer: &Answered| {
         answer.counted
             && answer.code != Some(Code::RateLimitExceeded)
@@ -186,7 +253,11 @@ fn billable(exchange: &Exchange) -> Billable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clock, log::Intent};
+    use crate::{
+        audit::fixture,
+        clock,
+        log::{Intent, Route},
+    };
 
     fn exchange(route: Route, outcome: Outcome, status: Option<u16>) -> Exchange {
         let now = clock::now();
@@ -267,6 +338,7 @@ mod tests {
     fn only_what_left_and_was_not_answered_is_unknown() {
         let exchanges = [
             exchange(Route::ListJobs, Outcome::Unknown, None),
+            exchange(Route::Billing, Outcome::Unknown, None),
             exchange(Route::ListJobs, Outcome::Unsent, None),
             exchange(Route::ListJobs, Outcome::Unknown, Some(502)),
             Exchange {
@@ -275,9 +347,49 @@ mod tests {
             },
         ];
         let ledger = Ledger::of(&exchanges);
+        let unknown: Vec<_> = ledger.unknown.iter().map(|u| u.endpoint).collect();
+        assert_eq!(unknown, ["/v1/jobs"; 2], "what is free is never billed");
+        let counts = (ledger.answered.len(), ledger.cut_off, ledger.requests);
+        assert_eq!(counts, (1, 4, 5));
+    }
+
+    #[test]
+    fn an_unanswered_request_explains_calls_of_its_route_and_time_by_the_targets_clock() {
+        let ahead = SignedDuration::from_mins(20);
+        let mut answered = exchange(Route::Health, Outcome::Ok, Some(200));
+        let sent = answered.intent.at;
+        let id = RequestId::generate(sent + ahead);
+        answered.answer.as_mut().unwrap().request_id = Some(id);
+        let mut cut_off = exchange(Route::Proof, Outcome::Unknown, None);
+        cut_off.intent.at = sent;
+        cut_off.answer = None;
+        let ledger = Ledger::of(&[answered, cut_off]);
+        let explains = |endpoint: &str, seconds| {
+            let mut event = fixture::facts().usage.remove(0);
+            event.endpoint = Some(endpoint.into());
+            event.occurred_at = sent + ahead + SignedDuration::from_secs(seconds);
+            ledger.unknown[0].explains(&event)
+        };
+        let proof = "/v1/jobs/{job_id}/proof";
         assert_eq!(
-            (ledger.unknown, ledger.answered.len(), ledger.requests),
-            (2, 1, 4)
+            [-9, 0, 15, 30].map(|at| explains(proof, at)),
+            [false, true, true, false]
+        );
+        assert!(!explains("/v1/jobs", 0));
+    }
+
+    #[test]
+    fn an_accepted_job_is_the_logs_even_if_the_targets_clock_lags() {
+        let facts = fixture::facts();
+        let mut listed = facts.jobs.clone();
+        listed[2].job_id = JobId::generate(Timestamp::UNIX_EPOCH);
+        let mut ledger = facts.ledger;
+        ledger.began = Some(Timestamp::MAX);
+        let ids = |views: &[JobView]| views.iter().map(|v| v.job_id).collect::<Vec<_>>();
+        let (ours, older) = ledger.divide(listed.clone());
+        assert_eq!(
+            (ids(&ours), ids(&older)),
+            (ids(&listed[..2]), ids(&listed[2..]))
         );
     }
 }

@@ -11,8 +11,25 @@ use tracing::warn;
 use super::{Event, Offsets, Place, Poison, Record};
 use crate::lease::LeaseError;
 
-/// Next offsets of the partitions that hold `bounds`. One that is new to this consumer begins with
-/// the oldest record that Kafka still has.
+/// The offsets that the consumer has reached, by topic and partition.
+pub(super) async fn reached(
+    client: &impl GenericClient,
+    schema: &str,
+    consumer: &str,
+) -> anyhow::Result<BTreeMap<(String, i32), i64>> {
+    let sql = format!(
+        "-- ops.inbox_reached\n\
+         SELECT topic, partition, next_offset FROM {schema}.inbox_offsets WHERE consumer = $1"
+    );
+    let rows = client.query(&sql, &[&consumer]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| ((row.get(0), row.get(1)), row.get(2)))
+        .collect())
+}
+
+/// Next offsets of the partitions that hold `bounds`, which were asked for after what was
+/// `reached`. One that is new to this consumer begins with the oldest record that Kafka still has.
 ///
 /// # Errors
 /// When Postgres fails, or an offset that was reached before is not in Kafka (any more): going on
@@ -21,6 +38,7 @@ pub(super) async fn offsets(
     client: &impl GenericClient,
     schema: &str,
     consumer: &str,
+    reached: &BTreeMap<(String, i32), i64>,
     bounds: &BTreeMap<Place, Range<i64>>,
 ) -> anyhow::Result<Offsets> {
     let sql = format!(
@@ -32,6 +50,9 @@ pub(super) async fn offsets(
     let mut offsets = Offsets::new();
     for (place, held) in bounds {
         let Place { topic, partition } = place;
+        if let Some(next) = reached.get(&((*topic).to_owned(), *partition)) {
+            require_held(schema, consumer, *place, *next, held)?;
+        }
         let row = client
             .query_one(&sql, &[&consumer, topic, partition, &held.start])
             .await?;
@@ -45,7 +66,6 @@ pub(super) async fn offsets(
                 "new to this partition, whose beginning has expired: taking in what is left"
             );
         }
-        require_held(schema, consumer, *place, next, held)?;
         offsets.insert(*place, next);
     }
     Ok(offsets)
@@ -142,7 +162,7 @@ pub(super) async fn new_identities<I>(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Lays a record in the dead-letter table.
+/// Lays a record in the dead-letter table, unless it lies there: offsets may have been set back.
 pub(super) async fn bury(
     transaction: &Transaction<'_>,
     schema: &str,
@@ -154,7 +174,11 @@ pub(super) async fn bury(
         "-- ops.inbox_bury\n\
          INSERT INTO {schema}.dead_letters\n    \
          (consumer, topic, partition, record_offset, key, headers, value, reason)\n\
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8 WHERE NOT EXISTS (\n    \
+         SELECT FROM {schema}.dead_letters WHERE consumer = $1 AND topic = $2\n    \
+         AND partition = $3 AND record_offset = $4\n    \
+         AND key IS NOT DISTINCT FROM $5 AND headers = $6\n    \
+         AND value IS NOT DISTINCT FROM $7)"
     );
     // Postgres text cannot hold NUL; the value column keeps the exact bytes.
     let headers: serde_json::Map<String, serde_json::Value> = record

@@ -208,6 +208,17 @@ async fn poison_is_buried_with_its_reason_and_the_partition_moves_on() {
     }
     stop.cancel();
     running.await.unwrap();
+
+    // Told again from the beginning, each still lies there once.
+    let again = "UPDATE probe.inbox_offsets SET next_offset = 0";
+    client.execute(again, &[]).await.unwrap();
+    let stop = CancellationToken::new();
+    let running = start(&pool, &options, &stop);
+    reaches(&pool, TAKEN_IN, 9).await;
+    let letters = "SELECT count(*) FROM probe.dead_letters";
+    assert_eq!(count(&pool, letters).await, 6);
+    stop.cancel();
+    running.await.unwrap();
 }
 
 /// More than a producer holds passes the outbox, and a slow database holds up the fetching before

@@ -96,6 +96,25 @@ async fn nobody_takes_a_lease_from_under_a_guarded_transaction() {
     );
 }
 
+#[tokio::test]
+async fn a_holder_renews_while_its_guarded_transaction_lasts() {
+    let (_database, pool) = database().await;
+    let leases = LeaseTable::named("probe");
+    let mut owner = pool.get().await.unwrap();
+    let mut held = leases
+        .claim_named(&owner, "lane", Uuid::now_v7(), TTL)
+        .await
+        .unwrap()
+        .unwrap();
+    let transaction = owner.transaction().await.unwrap();
+    leases.guard(&transaction, &held).await.unwrap();
+    let keeper = pool.get().await.unwrap();
+    let renewal = leases.renew(&keeper, &mut held, TTL);
+    let renewed = tokio::time::timeout(DEADLINE, renewal).await;
+    renewed.expect("the guard holds it up").unwrap();
+    leases.guard(&transaction, &held).await.unwrap();
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Claim(usize),

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fees::Market,
-    sight::{Block, Cursor, Inclusion},
+    sight::{Block, Cursor, Inclusion, Terms},
 };
 
 /// The tip where an endpoint suggests none, in wei.
@@ -36,7 +36,7 @@ pub enum Finality {
 pub(super) struct Quantity(u64);
 
 /// A receipt, as far as a deployment asks for it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
     /// 1 when it did not revert.
@@ -47,7 +47,7 @@ pub struct Receipt {
     pub block_number: U64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Header {
     pub(super) number: Quantity,
@@ -90,9 +90,11 @@ pub(super) fn cursor(answer: &Bytes) -> anyhow::Result<Cursor> {
     Ok(Cursor {
         next_batch: read.nextBatch,
         next_sequence: read.nextSequence,
-        signer_epoch: read.signerEpoch,
-        threshold: read.threshold,
-        paused: read.paused,
+        terms: Terms {
+            signer_epoch: read.signerEpoch,
+            threshold: read.threshold,
+            paused: read.paused,
+        },
     })
 }
 

@@ -173,11 +173,17 @@ impl Chain {
     ) -> anyhow::Result<()> {
         let end = report.cursor.next_batch.min(sought.last + 1);
         let mut to = report.head.number;
-        for _ in 0..LOG_PAGES_MAX {
+        for page in 0.. {
             let found = (sought.first..end).all(|number| report.confirmed.contains_key(&number));
             if found || to < sought.from_block {
                 break;
             }
+            anyhow::ensure!(
+                page < LOG_PAGES_MAX,
+                "{} has no logs of batches that it says are confirmed, down to block {to}: set \
+                 REGISTRY_BLOCK to the block the registry was deployed in",
+                endpoint.label
+            );
             let lowest = to.saturating_sub(LOG_RANGE_MAX - 1);
             let from = lowest.max(sought.from_block);
             let filter = self.filter(from, to);

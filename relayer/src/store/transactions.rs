@@ -12,8 +12,8 @@ use crate::{
     transaction::{Attempt, Outstanding},
 };
 
-/// Most transactions looked at together. The lane has far fewer in the pools; more only where an
-/// endpoint says that the chain waits for a nonce of long ago.
+/// Most transactions looked at together. The lane has far fewer in the pools; there are more only
+/// where the chain took many back, and then the oldest ones have to go first.
 const OUTSTANDING_MAX: i64 = 64;
 
 /// Takes a nonce for a batch, for ever; false when the lane has moved past it meanwhile.
@@ -72,8 +72,8 @@ pub async fn insert(
     Ok(())
 }
 
-/// The newest transaction of each nonce from `from` on, in nonce order: the last ones, which are
-/// those that can be outstanding.
+/// The newest transaction of each nonce from `from` on, in nonce order: the lowest ones, which all
+/// others wait for.
 pub async fn outstanding(
     client: &impl GenericClient,
     lane: i64,
@@ -84,8 +84,7 @@ pub async fn outstanding(
         SELECT DISTINCT ON (nonce) hash, nonce, attempt, batch_number, max_fee_wei, tip_wei,\n    \
         raw, created_at, broadcast_at, outcome FROM relayer.transactions\n\
         WHERE lane_id = $1 AND gas_key = $2 AND nonce >= $3\n\
-        AND nonce >= (SELECT next_nonce FROM relayer.lanes WHERE id = $1) - $4\n\
-        ORDER BY nonce, attempt DESC";
+        ORDER BY nonce, attempt DESC LIMIT $4";
     let rows = client
         .query(
             sql,

@@ -6,7 +6,7 @@ use alloy::{
     primitives::{Address, B256, Bytes, U256},
     sol_types::SolCall as _,
 };
-use contracts::registry::JobsRegistry::setThresholdCall;
+use contracts::registry::JobsRegistry::{pauseCall, setThresholdCall, unpauseCall};
 use ops::testing::{eventually, value};
 use serde_json::{Value, json};
 
@@ -52,6 +52,51 @@ async fn a_reorg_of_included_batches_ends_in_finality_told_once() {
     world.assert_proven(&jobs).await;
     let after = world.number("SELECT count(*) FROM relayer.nonces").await;
     assert_eq!(nonces, after, "the same bytes went out again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_of_more_transactions_than_are_looked_at_together_is_made_good() {
+    const DEPTH: u64 = 1_000;
+    let mut world = World::on(Node::start()).await;
+    world.set("FINALITY", DEPTH.to_string());
+    let _relayer = world.relayer();
+    let jobs = world.complete(70, true).await;
+    let included = "SELECT count(*) = 70 FROM relayer.batches WHERE state = 'included'";
+    world.until("all are included", included).await;
+    take_back_all_batches(&world).await;
+    eventually("the chain has them again", DEADLINE, || async {
+        (world.node.cursor(world.registry).await.nextBatch == 71).then_some(())
+    })
+    .await;
+    let nonces = world.number("SELECT count(*) FROM relayer.nonces").await;
+    assert_eq!(nonces, 70, "the same bytes went out again");
+    world.node.mine(DEPTH).await;
+    let told = world.told_once(&jobs).await;
+    world.audit(&jobs, &told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_is_told_once_and_what_waited_goes_on_after_it() {
+    let world = World::on(Node::start()).await;
+    let (admin, registry) = (world.admin, world.registry);
+    let pause: Bytes = pauseCall {}.abi_encode().into();
+    world.node.send_as(admin, registry, pause, 50).await;
+    eventually("it is paused", DEADLINE, || async {
+        world.node.cursor(registry).await.paused.then_some(())
+    })
+    .await;
+    let _relayer = world.relayer();
+    let jobs = world.complete(2, true).await;
+    let told = async || (world.said("the registry is paused") > 0).then_some(());
+    eventually("the pause is told", DEADLINE, told).await;
+    let waits = "SELECT count(*) = 2 FROM relayer.batches WHERE state = 'sealed'";
+    world.until("what comes meanwhile waits", waits).await;
+    let unpause: Bytes = unpauseCall {}.abi_encode().into();
+    world.node.send_as(admin, registry, unpause, 50).await;
+    let told = world.told_once(&jobs).await;
+    world.audit(&jobs, &told).await;
+    assert_eq!(world.said("the registry is paused"), 1);
+    assert_eq!(world.said("the registry is no longer paused"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

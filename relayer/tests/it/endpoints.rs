@@ -1,8 +1,11 @@
 //! Endpoints that are dead, behind, or lie: what only one of them says is not believed for ever.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use alloy::{
@@ -12,7 +15,7 @@ use alloy::{
     sol,
     sol_types::SolCall as _,
 };
-use contracts::registry::JobsRegistry::hasRoleCall;
+use contracts::registry::JobsRegistry::{cursorCall, cursorReturn, hasRoleCall};
 use ops::testing::{eventually, value};
 use serde_json::{Value, json};
 
@@ -95,6 +98,66 @@ async fn what_is_final_takes_two_endpoints_where_two_are_configured() {
     .await;
     assert!(value::<bool>(&world.pool, WAITING).await, "one says so");
     two.is_honest();
+    let told = world.told_of(&jobs).await;
+    world.audit(&jobs, &told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_three_endpoints_one_that_lies_in_everything_holds_up_nothing() {
+    let (world, [liar, _two, _three]) = world_behind::<3>().await;
+    let asks = |selector: [u8; 4]| Bytes::from(selector.to_vec()).to_string();
+    let (cursor_of, role_of) = (asks(cursorCall::SELECTOR), asks(hasRoleCall::SELECTOR));
+    let cursor: Bytes = cursorCall::abi_encode_returns(&cursorReturn {
+        nextBatch: 1 << 40,
+        nextSequence: 1 << 40,
+        signerEpoch: 99,
+        confirmers: 9,
+        threshold: 9,
+        paused: true,
+    })
+    .into();
+    let tip = 1_u64 << 50;
+    // Higher than the others, at the node's own pace, and not absurd.
+    let started = Instant::now();
+    let ahead = move || block(200 + started.elapsed().as_secs() * 4);
+    liar.says(move |method, parameters| {
+        let call = &parameters[0];
+        let input = call["input"].as_str().unwrap_or_default();
+        match method {
+            _ if asks_for("latest", method, parameters) => Some(ahead()),
+            "eth_getTransactionCount" if parameters[1] != "pending" => {
+                Some(json!({ "result": "0x0" }))
+            }
+            "eth_maxPriorityFeePerGas" => Some(json!({ "result": U64::from(tip) })),
+            "eth_call" if input.starts_with(&cursor_of) => Some(json!({ "result": cursor })),
+            "eth_call" if input.starts_with(&role_of) => {
+                Some(json!({ "result": format!("0x{:064x}", 0) }))
+            }
+            "eth_call" if call["from"].is_string() => Some(json!({
+                "error": { "code": 3, "message": "execution reverted", "data": "0x01020304" }
+            })),
+            _ => None,
+        }
+    });
+    let _relayer = world.relayer();
+    let jobs = world.complete(3, true).await;
+    let told = world.told_of(&jobs).await;
+    world.audit(&jobs, &told).await;
+    let highest = world
+        .number("SELECT max(tip_wei) FROM relayer.transactions")
+        .await;
+    assert!(u64::try_from(highest).unwrap() < tip, "{highest} was paid");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_that_are_not_found_however_deep_are_told_and_block_nothing_for_ever() {
+    let (world, [only]) = behind::<1>(Node::start_at(2_100_000)).await;
+    only.says(|method, _| (method == "eth_getLogs").then(|| json!({ "result": [] })));
+    let _relayer = world.relayer();
+    let jobs = world.complete(1, true).await;
+    let told = async || (world.said("has no logs of batches") > 0).then_some(());
+    eventually("the end of the search is told", DEADLINE, told).await;
+    only.is_honest();
     let told = world.told_of(&jobs).await;
     world.audit(&jobs, &told).await;
 }

@@ -178,9 +178,18 @@ impl World {
 
     /// Starts `relayer run`; what it says is kept under target/tmp.
     pub(crate) fn relayer(&self) -> TestProcess {
-        let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.log", self.name));
-        let log = File::options().create(true).append(true).open(log).unwrap();
-        TestProcess::start(self.command("run").stderr(log))
+        let log = File::options().create(true).append(true).open(self.log());
+        TestProcess::start(self.command("run").stderr(log.unwrap()))
+    }
+
+    /// How often the relayers have said these words.
+    pub(crate) fn said(&self, words: &str) -> usize {
+        let log = std::fs::read_to_string(self.log()).unwrap();
+        log.matches(words).count()
+    }
+
+    fn log(&self) -> PathBuf {
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.log", self.name))
     }
 
     /// Tells of `count` completed jobs that want confirmation.

@@ -1,4 +1,6 @@
-//! `GET /v1/webhooks/endpoints`, and `GET`, `PATCH`, `DELETE` of one.
+//! `GET /v1/webhooks/endpoints`, and `GET`, `PATCH`, `DELETE` of one. What an endpoint is owed may
+//! be long: a request changes only how the endpoint stands, and the worker's upkeep lets the rest
+//! follow.
 
 use axum::{extract::State, http::StatusCode};
 use contracts::{
@@ -14,10 +16,8 @@ use jiff::Timestamp;
 
 use super::{Api, ApiError, create, cursor_of, event_type, not_found};
 use crate::{
-    delivery::Standing,
     health::Health,
     store::{
-        deliveries::{self, Reach},
         endpoints::{self, Endpoint},
         health,
     },
@@ -77,21 +77,13 @@ pub(super) async fn update(
     let (tenant, now) = (principal.tenant().uuid(), api.clock.now());
     let mut client = api.pool.get().await?;
     let transaction = client.transaction().await?;
-    let found = endpoints::get(&transaction, tenant, id.uuid()).await?;
-    let id = found.ok_or_else(|| not_found("endpoint"))?.id;
-    if let Some(enabled) = request.enabled {
-        let standing = Standing::of(enabled);
-        deliveries::follow(&transaction, id, standing, Reach::Idle, now).await?;
-    }
-    let found = endpoints::lock(&transaction, tenant, id).await?;
+    let found = endpoints::lock(&transaction, tenant, id.uuid()).await?;
     let before = found.ok_or_else(|| not_found("endpoint"))?;
     let endpoint = changed(before.clone(), request, now);
     endpoints::update(&transaction, tenant, &endpoint).await?;
-    let standing = Standing::of(endpoint.enabled);
-    deliveries::follow(&transaction, id, standing, Reach::All, now).await?;
     // What was learnt of the old address, or before it was switched on, tells nothing any more.
     if endpoint.url != before.url || (endpoint.enabled && !before.enabled) {
-        health::save(&transaction, id, Health::Untried).await?;
+        health::save(&transaction, endpoint.id, Health::Untried).await?;
     }
     transaction.commit().await?;
     Ok(Json(view(endpoint)))
@@ -104,16 +96,10 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, ApiError> {
     principal.require(Scope::WebhooksWrite)?;
     let (tenant, now) = (principal.tenant().uuid(), api.clock.now());
-    let mut client = api.pool.get().await?;
-    let transaction = client.transaction().await?;
-    let found = endpoints::get(&transaction, tenant, id.uuid()).await?;
-    let id = found.ok_or_else(|| not_found("endpoint"))?.id;
-    deliveries::follow(&transaction, id, Standing::Deleted, Reach::Idle, now).await?;
-    if !endpoints::delete(&transaction, tenant, id, now).await? {
+    let client = api.pool.get().await?;
+    if !endpoints::delete(&client, tenant, id.uuid(), now).await? {
         return Err(not_found("endpoint"));
     }
-    deliveries::follow(&transaction, id, Standing::Deleted, Reach::All, now).await?;
-    transaction.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Api, ApiError, not_found, not_sent_to};
 use crate::{
     delivery::Standing,
-    store::{deliveries, endpoints},
+    store::{endpoints, queue},
 };
 
 pub(super) async fn test(
@@ -34,7 +34,7 @@ pub(super) async fn test(
     let body = json!({ "type": "webhook.test", "timestamp": now, "data": { "endpoint_id": id } });
     let body = body.to_string();
     let uuid = message.uuid();
-    deliveries::queue_test(&transaction, tenant, endpoint.id, uuid, &body, now).await?;
+    queue::queue_test(&transaction, tenant, endpoint.id, uuid, &body, now).await?;
     transaction.commit().await?;
     Ok((
         StatusCode::ACCEPTED,

@@ -15,7 +15,10 @@ use crate::{
     delivery::Delivery,
     health::IN_FLIGHT_MAX,
     share::Owed,
-    store::{deliveries::leases, health},
+    store::{
+        deliveries::{endpoints_with, leases},
+        health,
+    },
 };
 
 /// A delivery that was claimed, and what is needed to send it.
@@ -37,9 +40,8 @@ pub struct Claimed {
     pub delivery: Delivery,
 }
 
-/// The endpoints that something is due to or under way to. Hops from endpoint to endpoint in the
-/// index of pending deliveries and reads the first few of each: the length of a backlog does not
-/// matter. `owner` is the worker that asks.
+/// The endpoints that something is due to or under way to, and the first few deliveries of each:
+/// the length of a backlog does not matter. `owner` is the worker that asks.
 ///
 /// # Errors
 /// When Postgres fails.
@@ -48,20 +50,13 @@ pub async fn owed(
     owner: Uuid,
     now: Timestamp,
 ) -> Result<Vec<Owed>, Error> {
-    let free = LeaseTable::FREE;
+    let (pending, free) = (endpoints_with("PENDING"), LeaseTable::FREE);
     let sql = format!(
         "-- webhooks.claim_owed\n\
-        WITH RECURSIVE owed (endpoint_id) AS (\n    \
-        (SELECT endpoint_id FROM webhooks.deliveries WHERE status = 'PENDING'\n    \
-        ORDER BY endpoint_id, next_attempt_at LIMIT 1)\n    \
-        UNION ALL\n    \
-        SELECT (SELECT d.endpoint_id FROM webhooks.deliveries d\n        \
-        WHERE d.status = 'PENDING' AND d.endpoint_id > owed.endpoint_id\n        \
-        ORDER BY d.endpoint_id, d.next_attempt_at LIMIT 1)\n    \
-        FROM owed WHERE owed.endpoint_id IS NOT NULL)\n\
+        WITH RECURSIVE {pending}\n\
         SELECT e.tenant_id, e.health, e.failures, e.probe_at, u.under_way, u.here,\n    \
          due.oldest, due.since\n\
-        FROM owed JOIN webhooks.endpoints e USING (endpoint_id)\n\
+        FROM pending JOIN webhooks.endpoints e USING (endpoint_id)\n\
         CROSS JOIN LATERAL (SELECT count(*) AS under_way,\n    \
         count(*) FILTER (WHERE lease_owner = $1) AS here FROM webhooks.deliveries d\n    \
         WHERE d.endpoint_id = e.endpoint_id\n    \
@@ -89,7 +84,8 @@ pub async fn owed(
         .collect())
 }
 
-/// Claims those of `messages` that are still free, and writes their attempts ahead.
+/// Claims those of `messages` that are still free, and writes their attempts ahead. Of an endpoint
+/// that is not sent to any more none is: its deliveries follow it later.
 ///
 /// # Errors
 /// When Postgres fails.
@@ -103,7 +99,8 @@ pub async fn claim(
     let free = LeaseTable::FREE;
     let pick = format!(
         "SELECT message_id FROM webhooks.deliveries WHERE message_id = ANY($3)\n    \
-        AND status = 'PENDING' AND {free} FOR UPDATE SKIP LOCKED"
+        AND status = 'PENDING' AND {free} AND EXISTS (SELECT FROM webhooks.endpoints e\n        \
+        WHERE e.endpoint_id = deliveries.endpoint_id AND e.enabled) FOR UPDATE SKIP LOCKED"
     );
     let leases: Vec<Lease<Uuid>> = leases()
         .claim(transaction, owner, ttl, &pick, &[&messages])

@@ -1,4 +1,6 @@
-//! Deliveries: queued by the intake, settled by the worker, read and replayed by the API.
+//! Deliveries: settled by the worker, read and replayed by the API.
+//!
+//! Who locks an endpoint's row and its deliveries' locks the endpoint's first, here and everywhere.
 
 use deadpool_postgres::{GenericClient, Transaction};
 use jiff::Timestamp;
@@ -7,10 +9,7 @@ use tokio_postgres::{Error, Row, types::ToSql};
 use uuid::Uuid;
 
 use super::endpoints;
-use crate::{
-    delivery::{Delivery, Standing},
-    intake::Telling,
-};
+use crate::delivery::{Delivery, Standing};
 
 /// A delivery, as the API shows it.
 #[derive(Clone, Debug)]
@@ -54,16 +53,6 @@ pub struct Filter {
     pub limit: i64,
 }
 
-/// Which of an endpoint's deliveries follow it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Those that no worker has begun to send since they were last settled.
-    Idle,
-    /// All of them. One that is under way keeps its lease, and is settled as its endpoint stands
-    /// then.
-    All,
-}
-
 /// What became of a wish to send a delivery again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replayed {
@@ -81,130 +70,20 @@ pub fn leases() -> LeaseTable {
     LeaseTable::new("webhooks.deliveries", "message_id")
 }
 
-/// Queues an event for every endpoint of its tenant that asked for it. Each is locked against being
-/// disabled or enabled before this transaction ends, so that what is queued follows it.
-///
-/// # Errors
-/// When Postgres fails.
-pub async fn queue(
-    transaction: &Transaction<'_>,
-    telling: &Telling,
-    now: Timestamp,
-) -> Result<(), Error> {
-    let select = "-- webhooks.endpoints_subscribed\n\
-        SELECT endpoint_id, enabled FROM webhooks.endpoints\n\
-        WHERE tenant_id = $1 AND $2 = ANY(events) AND deleted_at IS NULL\n\
-        ORDER BY endpoint_id FOR SHARE";
-    let rows = transaction
-        .query(select, &[&telling.tenant, &telling.event_type])
-        .await?;
-    for row in rows {
-        let delivery = Delivery::queue(now, Standing::of(row.get(1)));
-        let message = contracts::id::MessageId::generate(now).uuid();
-        insert(transaction, message, row.get(0), telling, delivery, now).await?;
-    }
-    Ok(())
-}
-
-async fn insert(
-    transaction: &Transaction<'_>,
-    message: Uuid,
-    endpoint: Uuid,
-    telling: &Telling,
-    delivery: Delivery,
-    now: Timestamp,
-) -> Result<(), Error> {
-    let sql = "-- webhooks.delivery_queue\n\
-        INSERT INTO webhooks.deliveries (message_id, endpoint_id, tenant_id, event_source,\n    \
-        event_id, event_type, job_id, body, traceparent, status, next_attempt_at, created_at)\n\
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)\n\
-        ON CONFLICT (endpoint_id, event_source, event_id) DO NOTHING";
-    let Telling {
-        tenant,
-        job,
-        source,
-        id,
-        event_type,
-        body,
-        traceparent,
-    } = telling;
-    let (status, due, _, _) = columns(delivery);
-    transaction
-        .execute(
-            sql,
-            &[
-                &message,
-                &endpoint,
-                tenant,
-                source,
-                id,
-                event_type,
-                job,
-                body,
-                traceparent,
-                &status,
-                &due,
-                &now,
-            ],
-        )
-        .await?;
-    Ok(())
-}
-
-/// Moves what waits for an endpoint to where the endpoint stands. After whatever changed the
-/// endpoint, in its transaction, for [`Reach::All`]. Before it, for [`Reach::Idle`]: a long backlog
-/// is then moved while nobody waits for the endpoint's row, least of all the intake of everyone.
-///
-/// # Errors
-/// When Postgres fails.
-pub async fn follow(
-    transaction: &Transaction<'_>,
-    endpoint: Uuid,
-    standing: Standing,
-    reach: Reach,
-    now: Timestamp,
-) -> Result<(), Error> {
-    let sql = "-- webhooks.delivery_follow\n\
-        UPDATE webhooks.deliveries SET status = $3, next_attempt_at = $4, tries = $5,\n    \
-        last_error = coalesce($6, last_error)\n\
-        WHERE endpoint_id = $1 AND status = $2 AND ($7 OR lease_expires_at IS NULL)";
-    let reason = (standing == Standing::Deleted).then_some("the endpoint was deleted");
-    for before in [Delivery::Pending { tries: 0, due: now }, Delivery::Held] {
-        let after = before.follow(standing, now);
-        if after == before {
-            continue;
-        }
-        let (from, ..) = columns(before);
-        let (to, due, tries, _) = columns(after);
-        let all = reach == Reach::All;
-        transaction
-            .execute(sql, &[&endpoint, &from, &to, &due, &tries, &reason, &all])
-            .await?;
-    }
-    Ok(())
-}
-
-/// Queues a test event for one endpoint.
-///
-/// # Errors
-/// When Postgres fails.
-pub async fn queue_test(
-    client: &impl GenericClient,
-    tenant: Uuid,
-    endpoint: Uuid,
-    message: Uuid,
-    body: &str,
-    now: Timestamp,
-) -> Result<(), Error> {
-    let sql = "-- webhooks.delivery_queue_test\n\
-        INSERT INTO webhooks.deliveries (message_id, endpoint_id, tenant_id, event_source,\n    \
-        event_id, body, status, next_attempt_at, created_at)\n\
-        VALUES ($1, $2, $3, '/webhooks/test', $4, $5, 'PENDING', $6, $6)";
-    let id = message.simple().to_string();
-    client
-        .execute(sql, &[&message, &endpoint, &tenant, &id, &body, &now])
-        .await?;
-    Ok(())
+/// A recursive table of the endpoints with deliveries in `status`, named as the status is, for a
+/// query that begins `WITH RECURSIVE`. Hops from endpoint to endpoint in the index of that status:
+/// the length of a backlog does not matter.
+pub(super) fn endpoints_with(status: &str) -> String {
+    format!(
+        "{status} (endpoint_id) AS (\n    \
+        (SELECT endpoint_id FROM webhooks.deliveries WHERE status = '{status}'\n    \
+        ORDER BY endpoint_id, next_attempt_at LIMIT 1)\n    \
+        UNION ALL\n    \
+        SELECT (SELECT d.endpoint_id FROM webhooks.deliveries d\n        \
+        WHERE d.status = '{status}' AND d.endpoint_id > {status}.endpoint_id\n        \
+        ORDER BY d.endpoint_id, d.next_attempt_at LIMIT 1)\n    \
+        FROM {status} WHERE {status}.endpoint_id IS NOT NULL)"
+    )
 }
 
 /// Saves where an attempt led, in a transaction that holds the lease's guard; gives the lease back.
@@ -306,7 +185,9 @@ pub async fn list(client: &impl GenericClient, filter: &Filter) -> Result<Vec<St
 }
 
 /// Status, next attempt, tries and time of delivery of a state.
-fn columns(delivery: Delivery) -> (&'static str, Option<Timestamp>, i32, Option<Timestamp>) {
+pub(super) fn columns(
+    delivery: Delivery,
+) -> (&'static str, Option<Timestamp>, i32, Option<Timestamp>) {
     match delivery {
         Delivery::Pending { tries, due } => (
             "PENDING",

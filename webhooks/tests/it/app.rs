@@ -28,6 +28,7 @@ use ops::{
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+use webhooks::intake::Telling;
 
 pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 const ASSERTION_KEY: [u8; 32] = [0x11; 32];
@@ -237,6 +238,19 @@ fn command(database: &TestDatabase, kafka: &KafkaOptions, name: &str) -> Command
         .env("ALLOW_PRIVATE_CIDRS", "127.0.0.1/32")
         .stdout(Stdio::null());
     command
+}
+
+/// The completion of a new job, as the intake queues it.
+pub(crate) fn telling(tenant: TenantId, id: &str) -> Telling {
+    Telling {
+        tenant: tenant.uuid(),
+        job: JobId::generate(now()).uuid(),
+        source: "/jobs".to_owned(),
+        id: id.to_owned(),
+        event_type: "job.completed",
+        body: format!("{{\"id\":\"{id}\"}}"),
+        traceparent: None,
+    }
 }
 
 /// The completion of a new job.

@@ -241,3 +241,17 @@ async fn two_workers_that_look_at_once_keep_to_one_share() {
     assert_eq!(claim(&second, other, &others).await, 0);
     assert_eq!(choose(&second, other).await, Vec::<Uuid>::new());
 }
+
+#[tokio::test]
+async fn what_was_chosen_before_its_endpoint_was_disabled_is_not_claimed() {
+    let app = App::start().await;
+    let one = app.owe("https://example.com/one", 1).await;
+    let mut client = app.pool.get().await.unwrap();
+    let transaction = client.transaction().await.unwrap();
+    let owner = Uuid::now_v7();
+    let chosen = choose(&transaction, owner).await;
+    assert_eq!(chosen.len(), 1);
+    app.write("PATCH", &one, json!({ "enabled": false })).await;
+    assert_eq!(claim(&transaction, owner, &chosen).await, 0);
+    assert_eq!(choose(&transaction, owner).await, Vec::<Uuid>::new());
+}

@@ -10,5 +10,6 @@ mod api;
 mod app;
 mod delivery;
 mod fairness;
+mod intake;
 mod oracle;
 mod standing;

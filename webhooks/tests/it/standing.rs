@@ -1,5 +1,5 @@
-//! Endpoints that are disabled, enabled and deleted: what they are owed follows, whoever is at work
-//! on it meanwhile; and how many there may be.
+//! Endpoints that are disabled, enabled and deleted: what they are owed follows, however long it is
+//! and whoever is at work on it meanwhile; and how many there may be.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,14 +14,16 @@ use tokio::{
 };
 use uuid::Uuid;
 use webhooks::{
-    intake::Telling,
     store::{
-        deliveries,
+        deliveries::{self, Replayed},
         endpoints::{self, Endpoint},
+        follow::FOLLOW_MAX,
+        queue,
     },
+    upkeep,
 };
 
-use crate::app::{App, DEADLINE, Receiver, now};
+use crate::app::{App, DEADLINE, Receiver, now, telling};
 
 const DELIVERIES: &str = "/v1/webhooks/deliveries";
 
@@ -48,6 +50,41 @@ impl App {
         assert_eq!(status, StatusCode::NO_CONTENT);
     }
 
+    /// Until nothing is left to be moved; the number of batches.
+    async fn follow_all(&self) -> usize {
+        let mut batches = 0;
+        while upkeep::follow_all(&self.pool, now()).await.unwrap() > 0 {
+            batches += 1;
+        }
+        batches
+    }
+
+    /// Replays the delivery due last while a change of its endpoint waits for the replay: neither
+    /// may hold what the other needs.
+    async fn replay_meets<T>(&self, change: impl Future<Output = T>) -> T {
+        let mut client = self.pool.get().await.unwrap();
+        let replay = client.transaction().await.unwrap();
+        let last = "SELECT message_id, endpoint_id FROM webhooks.deliveries \
+            ORDER BY next_attempt_at DESC LIMIT 1";
+        let row = replay.query_one(last, &[]).await.unwrap();
+        let (message, endpoint) = (row.get(0), row.get(1));
+        endpoints::hold_standing(&replay, endpoint).await.unwrap();
+        let changed = AtomicBool::new(false);
+        let change = async {
+            let done = change.await;
+            changed.store(true, Ordering::SeqCst);
+            done
+        };
+        let finish = async {
+            self.waits_or(&changed).await;
+            let tenant = self.tenant.uuid();
+            let replayed = deliveries::replay(&replay, tenant, message, now()).await;
+            assert_eq!(replayed.unwrap(), Replayed::Queued);
+            replay.commit().await.unwrap();
+        };
+        tokio::join!(change, finish).0
+    }
+
     /// Waits until some transaction waits for another one, or `done` without having waited.
     async fn waits_or(&self, done: &AtomicBool) {
         eventually("the other one waits", DEADLINE, || async {
@@ -66,6 +103,7 @@ async fn what_a_disabled_endpoint_is_owed_is_held_and_sent_once_it_is_enabled() 
     let receiver = Receiver::start(&[]).await;
     let one = app.owe(&receiver.url(), 3).await;
     app.write("PATCH", &one, json!({ "enabled": false })).await;
+    app.follow_all().await;
     assert_eq!(app.in_status("HELD").await, 3);
     let listed = app.get(&format!("{DELIVERIES}?status=HELD")).await;
     let id = listed["data"][0]["message_id"].as_str().unwrap();
@@ -75,6 +113,7 @@ async fn what_a_disabled_endpoint_is_owed_is_held_and_sent_once_it_is_enabled() 
     }
     assert_eq!(app.in_status("HELD").await, 3);
     app.write("PATCH", &one, json!({ "enabled": true })).await;
+    app.follow_all().await;
     assert_eq!(app.in_status("PENDING").await, 3);
     let _worker = app.worker();
     receiver.is_told(3).await;
@@ -87,9 +126,11 @@ async fn what_a_deleted_endpoint_was_owed_has_visibly_failed() {
     let other = app.owe("https://example.com/other", 2).await;
     app.write("PATCH", &other, json!({ "enabled": false }))
         .await;
+    app.follow_all().await;
     for path in [one, other] {
         app.delete(&path).await;
     }
+    app.follow_all().await;
     let listed = app.get(&format!("{DELIVERIES}?status=FAILED")).await;
     let failed = listed["data"].as_array().unwrap();
     assert_eq!(failed.len(), 4);
@@ -129,16 +170,8 @@ async fn an_event_that_arrives_while_its_endpoint_is_disabled_is_held() {
     let one = app.owe("https://example.com/one", 0).await;
     let mut client = app.pool.get().await.unwrap();
     let intake = client.transaction().await.unwrap();
-    let telling = Telling {
-        tenant: app.tenant.uuid(),
-        job: Uuid::now_v7(),
-        source: "/jobs".to_owned(),
-        id: "1".to_owned(),
-        event_type: "job.completed",
-        body: "{}".to_owned(),
-        traceparent: None,
-    };
-    deliveries::queue(&intake, &telling, now()).await.unwrap();
+    let told = [telling(app.tenant, "1")];
+    queue::queue(&intake, &told, now()).await.unwrap();
     let disabled = AtomicBool::new(false);
     let disable = async {
         app.write("PATCH", &one, json!({ "enabled": false })).await;
@@ -149,7 +182,67 @@ async fn an_event_that_arrives_while_its_endpoint_is_disabled_is_held() {
         intake.commit().await.unwrap();
     };
     tokio::join!(disable, commit);
+    app.follow_all().await;
     assert_eq!(app.in_status("HELD").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_backlog_holds_up_no_request_and_follows_in_batches() {
+    let app = App::start().await;
+    let one = app.owe("https://example.com/one", FOLLOW_MAX + 1).await;
+    let all = i64::try_from(FOLLOW_MAX + 1).unwrap();
+    let mut client = app.pool.get().await.unwrap();
+    let busy = client.transaction().await.unwrap();
+    let lock = "SELECT FROM webhooks.deliveries LIMIT 1 FOR UPDATE";
+    busy.query_one(lock, &[]).await.unwrap();
+    for enabled in [false, true, false] {
+        app.write("PATCH", &one, json!({ "enabled": enabled }))
+            .await;
+    }
+    // Nor does the batch wait for the one that somebody is at work on: it comes with the next.
+    let moved = upkeep::follow_all(&app.pool, now()).await.unwrap();
+    assert_eq!(i64::try_from(moved).unwrap(), all - 1);
+    busy.commit().await.unwrap();
+    assert_eq!(app.follow_all().await, 1);
+    assert_eq!(app.in_status("HELD").await, all);
+    app.write("PATCH", &one, json!({ "enabled": true })).await;
+    assert_eq!(app.follow_all().await, 2);
+    assert_eq!(app.in_status("PENDING").await, all);
+    app.delete(&one).await;
+    assert_eq!(app.follow_all().await, 2);
+    assert_eq!(app.in_status("FAILED").await, all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disabling_an_endpoint_and_a_replay_wait_for_each_other_and_both_succeed() {
+    let app = App::start().await;
+    let one = app.owe("https://example.com/one", 2).await;
+    let disable = app.write("PATCH", &one, json!({ "enabled": false }));
+    app.replay_meets(disable).await;
+    app.follow_all().await;
+    assert_eq!(app.in_status("HELD").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_410_and_a_replay_wait_for_each_other_and_both_succeed() {
+    let app = App::start().await;
+    let receiver = Receiver::start(&[(StatusCode::GONE, "")]).await;
+    let one = app.owe(&receiver.url(), 2).await;
+    let gone = async {
+        let worker = app.worker();
+        eventually("the endpoint is disabled", DEADLINE, || async {
+            (app.get(&one).await["enabled"] == false).then_some(())
+        })
+        .await;
+        worker
+    };
+    let _worker = app.replay_meets(gone).await;
+    eventually("the replayed delivery is held", DEADLINE, || async {
+        (app.in_status("HELD").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(app.in_status("FAILED").await, 1);
+    assert_eq!(receiver.told().len(), 1);
 }
 
 fn endpoint(now: Timestamp) -> Endpoint {

@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 const PROTOS: [&str; 3] = ["batch_confirmed", "job_event", "usage_recorded"];
 const HEADER: &str =
-    "//! Generated from `proto/jobseal/v1` by `tests/it/generated.rs`; do not edit.\n\n";
+    "//! Generated from `proto/jobseal/v1` by `tests/generated.rs`; do not edit.\n\n";
 
 #[test]
 fn the_protobuf_types_are_those_of_the_proto_files() {

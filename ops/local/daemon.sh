@@ -4,8 +4,8 @@
 # is never signalled. Sourced after common.sh.
 
 DAEMONS=()
-# Set when one had to be killed because it did not stop when it was asked.
-FORCED=""
+# Those that had to be killed because they did not stop when they were asked.
+FORCED=()
 # Longer than DRAIN_SECONDS is by default.
 readonly STOP_SECONDS=25
 readonly PROBE_PORTS=2000
@@ -69,12 +69,12 @@ daemon_wait() {
   while daemon_alive "$name" && ((SECONDS < deadline)); do sleep 0.1; done
   if daemon_signal KILL "$name"; then
     say "$name did not stop within $STOP_SECONDS s: killed"
-    FORCED=1
+    FORCED+=("$name")
   fi
   rm -f "$RUN/$name.pid"
 }
 
-was_forced() { [[ -n $FORCED ]]; }
+was_forced() { [[ " ${FORCED[*]} " == *" $1 "* ]]; }
 
 daemon_stop() {
   daemon_ask "$1"

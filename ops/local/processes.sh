@@ -122,6 +122,19 @@ processes_stop() {
   while IFS= read -r name; do daemon_wait "$name"; done < <(processes)
 }
 
+# Whether all of ours ended when they were asked to.
+processes_ended() {
+  local name
+  while IFS= read -r name; do
+    if was_forced "$name"; then
+      blame "$name" "$LOGS/$name.log"
+      stage "stop our processes"
+      show_fault
+      return 1
+    fi
+  done < <(processes)
+}
+
 process_admin_port() { printf '%s' "$(<"$STATE/ports/$1-admin")"; }
 
 process_wait() {

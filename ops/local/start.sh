@@ -22,6 +22,7 @@ begin() {
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
   daemons_sweep
+  FORCED=()
   rm -rf "${LOGS:?}" "${RUN:?}" "$STATE/ports" "$STATE/work"
   mkdir -p "$LOGS" "$RUN"
   printf '%s\n' "$BEGAN" >"$RUN/began"
@@ -41,7 +42,7 @@ finish() {
   processes_stop
   database_drop
   daemons_stop
-  if ((code == 0)) && was_forced; then code=1; fi
+  if ((code == 0)) && ! processes_ended; then code=1; fi
   say "stopped; whole time $(elapsed), logs in $LOGS"
   case $code in
     [0-5] | "$EX_USAGE" | "$EX_UNAVAILABLE" | "$EX_BUSY" | 130 | 143) exit "$code" ;;

@@ -43,7 +43,7 @@ const CHUNK: usize = 500;
 const COMMIT_DEADLINE: Duration = Duration::from_secs(30);
 /// How often Kafka is asked for partitions that were added.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(5);
-/// A transaction that takes longer is made of too many records; one that takes a tenth, of few.
+/// A transaction that takes longer is made of too many records; one that takes half, of few.
 const COMMIT_SLOW: Duration = Duration::from_secs(5);
 /// How long a consumer must go without a failure to count as well again, if it takes in nothing.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -347,7 +347,7 @@ impl<H: Handler> Running<H> {
 /// or failed. What is too slow for a transaction would be tried again and again.
 fn next_chunk(most: usize, records: usize, took: Option<Duration>) -> usize {
     match took {
-        Some(took) if took <= COMMIT_SLOW / 10 && records == most => (most * 2).min(CHUNK),
+        Some(took) if took <= COMMIT_SLOW / 2 && records == most => (most * 2).min(CHUNK),
         Some(took) if took <= COMMIT_SLOW => most,
         _ => (records / 2).max(1),
     }
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn slow_transactions_become_smaller_and_quick_ones_larger_within_bounds() {
-        let quick = Some(COMMIT_SLOW / 20);
+        let quick = Some(COMMIT_SLOW / 3);
         assert_eq!(next_chunk(CHUNK, CHUNK, quick), CHUNK);
         assert_eq!(next_chunk(10, 10, quick), 20);
         assert_eq!(next_chunk(10, 3, quick), 10, "it says nothing about ten");

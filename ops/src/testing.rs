@@ -83,7 +83,9 @@ pub fn prefix(kind: &str) -> String {
 pub fn free_address() -> SocketAddr {
     static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let folder = env::temp_dir().join("jobseal-test-ports");
+    // A folder of each user's own: others could not lock its files.
+    let user = env::var("USER").unwrap_or_default();
+    let folder = env::temp_dir().join(format!("jobseal-test-ports-{user}"));
     fs::create_dir_all(&folder).expect("the folder for temporary files takes another");
     let count = PORTS.end - PORTS.start;
     // Test processes begin at different places, so that they seldom meet.

@@ -13,10 +13,11 @@ use super::{
 };
 use crate::delivery::{Delivery, Standing};
 
-/// Most deliveries moved in one statement: a fraction of a second.
-pub const FOLLOW_MAX: usize = 5_000;
+/// Most deliveries moved in one statement, after which it is the next tenant's turn.
+pub const FOLLOW_MAX: usize = 1_000;
 
-/// The endpoints with deliveries that do not stand as they do.
+/// Endpoints with deliveries that do not stand as they do: one of each tenant, so that none waits
+/// for all of another's.
 ///
 /// # Errors
 /// When Postgres fails.
@@ -25,11 +26,13 @@ pub async fn misfits(client: &impl GenericClient) -> Result<Vec<Uuid>, Error> {
     let sql = format!(
         "-- webhooks.follow_misfits\n\
         WITH RECURSIVE {pending}, {held}\n\
-        SELECT endpoint_id FROM pending JOIN webhooks.endpoints USING (endpoint_id)\n\
-        WHERE NOT enabled\n\
-        UNION\n\
-        SELECT endpoint_id FROM held JOIN webhooks.endpoints USING (endpoint_id)\n\
-        WHERE enabled OR deleted_at IS NOT NULL"
+        SELECT DISTINCT ON (tenant_id) endpoint_id FROM (\n    \
+        SELECT tenant_id, endpoint_id FROM pending\n    \
+        JOIN webhooks.endpoints USING (endpoint_id) WHERE NOT enabled\n    \
+        UNION ALL\n    \
+        SELECT tenant_id, endpoint_id FROM held\n    \
+        JOIN webhooks.endpoints USING (endpoint_id) WHERE enabled OR deleted_at IS NOT NULL\n\
+        ) AS misfits ORDER BY tenant_id, random()"
     );
     let rows = client.query(&sql, &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())

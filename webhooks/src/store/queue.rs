@@ -53,19 +53,23 @@ pub async fn queue(
     Ok(())
 }
 
-/// The endpoints of the tenants that something happened to.
+/// The endpoints of the tenants that something happened to, which asked for such.
 async fn lock_endpoints(
     transaction: &Transaction<'_>,
     tellings: &[Telling],
 ) -> Result<HashMap<Uuid, Vec<Endpoint>>, Error> {
     let sql = "-- webhooks.queue_endpoints\n\
         SELECT tenant_id, endpoint_id, events, enabled FROM webhooks.endpoints\n\
-        WHERE tenant_id = ANY($1) AND deleted_at IS NULL ORDER BY endpoint_id FOR SHARE";
+        WHERE tenant_id = ANY($1) AND events && $2 AND deleted_at IS NULL\n\
+        ORDER BY endpoint_id FOR SHARE";
     let mut tenants: Vec<Uuid> = tellings.iter().map(|telling| telling.tenant).collect();
     tenants.sort_unstable();
     tenants.dedup();
+    let mut kinds: Vec<&str> = tellings.iter().map(|telling| telling.event_type).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
     let mut found: HashMap<Uuid, Vec<Endpoint>> = HashMap::new();
-    for row in transaction.query(sql, &[&tenants]).await? {
+    for row in transaction.query(sql, &[&tenants, &kinds]).await? {
         let of_tenant = found.entry(row.get("tenant_id")).or_default();
         of_tenant.push(endpoint(&row));
     }

@@ -272,6 +272,33 @@ fn answered(n: u64, route: Route, latency_ms: f64, result: &Result<Answer, NoAns
     }
 }
 
+/// A target of a test's own, over a socket, and the log of what was sent to it.
+#[cfg(test)]
+pub(crate) struct Target {
+    pub(crate) api: Api,
+    pub(crate) folder: tempfile::TempDir,
+    _server: tokio::task::JoinSet<std::io::Result<()>>,
+}
+
+#[cfg(test)]
+impl Target {
+    pub(crate) async fn start(routes: axum::Router) -> Self {
+        // Another test may have been faster.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let mut server = tokio::task::JoinSet::new();
+        server.spawn(async move { axum::serve(listener, routes).await });
+        let folder = tempfile::tempdir().unwrap();
+        let log = Arc::new(ClientLog::open(folder.path()).unwrap());
+        Self {
+            api: Api::new(base.parse().unwrap(), log).unwrap(),
+            folder,
+            _server: server,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -279,7 +306,6 @@ mod tests {
     use axum::{Router, http::StatusCode};
     use contracts::problem::Problem;
     use reqwest::header::{HeaderMap, RETRY_AFTER};
-    use tokio::{net::TcpListener, task::JoinSet};
 
     use super::*;
 
@@ -336,8 +362,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_limit_is_waited_for_beyond_the_deadline() {
-        // Another test may have been faster.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
         let routes = Router::new().fallback(move || async move {
@@ -346,15 +370,9 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             (status, [(RETRY_AFTER, "0")])
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, routes).await });
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(ClientLog::open(dir.path()).unwrap());
-        let api = Api::new(base.parse().unwrap(), log).unwrap();
-        let answer = api.fetch(Route::Proof, "/", None, Instant::now()).await;
-        assert_eq!(answer.unwrap().status, 200);
+        let target = Target::start(routes).await;
+        let fetched = target.api.fetch(Route::Proof, "/", None, Instant::now());
+        assert_eq!(fetched.await.unwrap().status, 200);
         assert_eq!(asked.load(Ordering::Relaxed), 4);
     }
 

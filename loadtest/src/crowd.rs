@@ -50,15 +50,15 @@ mod tests {
 
     use axum::{Router, http::StatusCode};
     use contracts::job_type::JobType;
-    use tokio::{net::TcpListener, task::JoinSet};
 
     use super::*;
-    use crate::log::{Actor, ClientLog, read};
+    use crate::{
+        client::Target,
+        log::{Actor, read},
+    };
 
     #[tokio::test]
     async fn every_client_repeats_the_same_job_until_it_met_the_fault() {
-        // Another test may have been faster.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let answered = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&answered);
         let routes = Router::new().fallback(move || async move {
@@ -68,13 +68,7 @@ mod tests {
                 StatusCode::BAD_GATEWAY
             }
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, routes).await });
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(ClientLog::open(dir.path()).unwrap());
-        let api = Api::new(base.parse().unwrap(), log).unwrap();
+        let target = Target::start(routes).await;
         let credential = Credential::bearer(&"secret".into(), Actor::Tenant).unwrap();
         let submission = Submission {
             key: "one".into(),
@@ -82,8 +76,8 @@ mod tests {
             payload: r#"{"milliseconds":1}"#.into(),
             requires_confirmation: true,
         };
-        press(&api, &credential, &submission).await.unwrap();
-        let exchanges = read(dir.path()).unwrap();
+        press(&target.api, &credential, &submission).await.unwrap();
+        let exchanges = read(target.folder.path()).unwrap();
         assert_eq!(exchanges.len(), 4 * CLIENTS);
         let failed = exchanges.iter().filter(|exchange| {
             exchange.intent.submission.as_ref() == Some(&submission)

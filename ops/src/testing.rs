@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use deadpool_postgres::GenericClient;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -133,6 +134,20 @@ pub async fn value<T: FromSqlOwned>(pool: &Pool, sql: &str) -> T {
     let client = pool.get().await.expect("Postgres answers");
     let row = client.query_one(sql, &[]).await;
     row.expect("the query gives one row").get(0)
+}
+
+/// Rows of a table, and entries of its indexes, that the session of `client` has read. Unlike a
+/// plan or a time, it says how the work grows with the table.
+///
+/// # Panics
+/// When Postgres does not say.
+pub async fn examined(client: &impl GenericClient, table: &str) -> i64 {
+    let sql = "SELECT sum(pg_stat_get_xact_tuples_returned(oid)
+        + pg_stat_get_xact_tuples_fetched(oid))::bigint FROM pg_class
+        WHERE oid = $1::text::regclass OR oid IN
+        (SELECT indexrelid FROM pg_index WHERE indrelid = $1::text::regclass)";
+    let row = client.query_one(sql, &[&table]).await;
+    row.expect("Postgres counts what it reads").get(0)
 }
 
 /// Waits until `condition` gives something.

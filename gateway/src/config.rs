@@ -28,8 +28,6 @@ pub const CLIENT_WRITE_DEADLINE: Duration = Duration::from_secs(30);
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// A pooled upstream connection is given up after this long, before the upstream closes it.
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(20);
-/// A stream of events that says nothing for this long is given up.
-pub const STREAM_IDLE: Duration = Duration::from_mins(2);
 /// A snapshot older than this makes the gateway not ready.
 pub const SNAPSHOT_STALE: Duration = Duration::from_secs(3);
 
@@ -90,6 +88,30 @@ pub struct RunOptions {
     /// How long the listener stays open after SIGTERM, for load balancers to see the readiness.
     #[arg(long, env = "LAME_DUCK_MS", default_value_t = 1_000, value_name = "MS")]
     pub lame_duck_ms: u64,
+    /// Socket in the file system at which a new process takes the listening sockets over, so that
+    /// an upgrade refuses nobody; without one there is no such upgrade.
+    #[arg(long, env = "UPGRADE_SOCK", value_name = "FILE")]
+    pub upgrade_sock: Option<PathBuf>,
+    /// Take the listening sockets from the process that offers them at `UPGRADE_SOCK`, which then
+    /// serves what it has begun and ends.
+    #[arg(long, requires = "upgrade_sock")]
+    pub upgrade: bool,
+    /// Most streams of events that are open at once.
+    #[arg(long, env = "STREAMS_MAX", default_value_t = 10_000, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub streams_max: u32,
+    /// Most streams of events that are open at once for one tenant.
+    #[arg(long, env = "TENANT_STREAMS_MAX", default_value_t = 100, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub tenant_streams_max: u32,
+    /// A stream on which nothing passes for this long is ended.
+    #[arg(long, env = "STREAM_IDLE_SECONDS", default_value_t = 120, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub stream_idle_seconds: u64,
+    /// Longest life of a stream; its client then comes back.
+    #[arg(long, env = "STREAM_MAX_SECONDS", default_value_t = 3_600, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub stream_max_seconds: u64,
     /// How long a client may take to send a whole body.
     #[arg(long, env = "BODY_DEADLINE_MS", default_value_t = 10_000, value_name = "MS",
         value_parser = clap::value_parser!(u64).range(1..))]

@@ -37,6 +37,7 @@ use crate::{
     sight::Sight,
     snapshot::Snapshots,
     spool::Spool,
+    streams::{self, Streams},
     submit,
     upstream::{Facts, Upstreams},
 };
@@ -62,6 +63,8 @@ pub struct Gateway {
     pub upstreams: Arc<Upstreams>,
     /// How long they may take.
     pub upstream_deadline: Duration,
+    /// How many streams of theirs there may be.
+    pub streams: Streams,
     /// How long a client may take to send a body.
     pub body_deadline: Duration,
     /// Whose `X-Forwarded-For` is believed.
@@ -116,13 +119,9 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         ctx: &mut Ctx,
     ) -> pingora::Result<Box<HttpPeer>> {
-        let forward = ctx.forward()?;
-        let silence = match forward.passage {
-            Passage::Events => config::STREAM_IDLE,
-            _ => self.upstream_deadline,
-        };
-        let upstream = self.upstreams.get(forward.upstream);
-        upstream.peer(silence).map(Box::new).map_err(Error::into_up)
+        let upstream = self.upstreams.get(ctx.forward()?.upstream);
+        let peer = upstream.peer(self.upstream_deadline);
+        peer.map(Box::new).map_err(Error::into_up)
     }
 
     async fn upstream_request_filter(
@@ -165,10 +164,6 @@ impl ProxyHttp for Gateway {
         }
         Self::check_belief(answer, ctx)?;
         headers::from_upstream(answer);
-        if ctx.forward()?.passage == Passage::Events {
-            // A stream may outlast the process: nobody waits for it on the way out.
-            ctx.in_flight = None;
-        }
         ctx.status = answer.status.as_u16();
         let length = answer
             .headers
@@ -268,6 +263,10 @@ impl Gateway {
                     session.set_keepalive(None);
                     let detail = "This route takes no body.";
                     return Err(Problem::new(Code::InvalidRequest, detail).into());
+                }
+                if forward.passage == Passage::Events {
+                    streams::serve(self, session, ctx, forward).await?;
+                    return Ok(Step::Answered);
                 }
                 ctx.assertion = self.assertion(session, ctx, forward, b"");
                 Ok(Step::Forward)

@@ -1,12 +1,14 @@
 //! `gateway run` and `gateway check`: all components, built in order on one page, and the way out.
 
 use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use ops::{
     admin::{self, Readiness},
     clock::Clock,
@@ -17,14 +19,16 @@ use ops::{
 };
 use pingora::{
     apps::HttpServerOptions,
-    proxy::http_proxy_service_with_name,
+    proxy::http_proxy,
     server::{RunArgs, Server, configuration::ServerConf},
+    services::listening::Service,
 };
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
 };
-use tracing::{info, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 
 use crate::{
     auth::{
@@ -33,7 +37,9 @@ use crate::{
         jwt::{Rules, Tokens},
     },
     config::{RunOptions, SNAPSHOT_STALE, TokenOptions},
+    doors::{Doors, Open},
     drain::Drain,
+    handover::{self, Offer, Predecessor},
     health::Doctor,
     idempotency::Idempotency,
     limit::Limiter,
@@ -45,6 +51,7 @@ use crate::{
     snapshot::Snapshots,
     spool::{Spool, ship::Shipper},
     store,
+    streams::Streams,
     upstream::Upstreams,
 };
 
@@ -60,12 +67,63 @@ const REQUESTS_PER_CONNECTION: u32 = 10_000;
 const LAST_ARRIVALS: Duration = Duration::from_millis(200);
 /// What the components may take of the drain after the last request.
 const BACKGROUND_DRAIN: Duration = Duration::from_secs(5);
+/// How long streams may take to end once they are told to.
+const STREAMS_END: Duration = Duration::from_secs(1);
+/// How long an upgrade waits until the new process can do its work.
+const UPGRADE_DEADLINE: Duration = Duration::from_secs(30);
+/// How often it looks.
+const UPGRADE_LOOK: Duration = Duration::from_millis(50);
 
 /// What runs beside the requests.
 struct Background {
     readiness: Readiness,
     limiter: Arc<Limiter>,
     drain: Drain,
+}
+
+/// What the process listens on, and who does after it.
+struct Sockets {
+    public: TcpListener,
+    admin: TcpListener,
+    next: Next,
+}
+
+/// How the sockets come to the next process.
+enum Next {
+    /// Not at all.
+    None,
+    /// They are offered.
+    Offered(Offer),
+    /// They will be, once the predecessor is relieved.
+    After(Predecessor, PathBuf, Vec<TcpListener>),
+}
+
+/// Why the process stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// It was told to, or a component ended.
+    Told,
+    /// A new process accepts on our sockets.
+    Relieved,
+}
+
+impl Next {
+    /// Now that we accept: relieves the predecessor and takes its place.
+    fn settle(self) -> Option<Offer> {
+        let (predecessor, path, sockets) = match self {
+            Self::None => return None,
+            Self::Offered(offer) => return Some(offer),
+            Self::After(predecessor, path, sockets) => (predecessor, path, sockets),
+        };
+        if let Err(cause) = predecessor.relieve() {
+            warn!(error = %cause, "the old process was gone before it was relieved");
+        }
+        // Too late to fail: whoever is served now shall not suffer for the next upgrade.
+        let offer = Offer::open(&path, sockets);
+        offer
+            .inspect_err(|cause| error!(error = format!("{cause:#}"), "no next upgrade"))
+            .ok()
+    }
 }
 
 /// Runs until a signal, drains, and says how it went.
@@ -75,27 +133,31 @@ struct Background {
 pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     let runtime = background_runtime()?;
     let lifecycle = Lifecycle::default();
-    // Pingora panics where it cannot listen; this says it in words.
-    drop(
-        std::net::TcpListener::bind(options.listen)
-            .with_context(|| format!("listen on {}", options.listen))?,
-    );
     let (gateway, background) = runtime.block_on(build(options, &lifecycle))?;
     let Background {
         readiness,
         limiter,
         drain,
     } = background;
-    let metrics = telemetry.metrics.clone();
-    let bind = admin::bind(
-        options.process.admin_listen,
-        readiness,
-        metrics,
-        lifecycle.stopping(),
-    );
-    let (admin_address, serve) = runtime.block_on(bind)?;
-    runtime.block_on(async { lifecycle.spawn("admin", serve) });
-    let server = server(options, gateway);
+    let sockets = match runtime.block_on(sockets(options, &readiness)) {
+        Ok(sockets) => sockets,
+        Err(cause) => {
+            lifecycle.stop();
+            runtime.block_on(lifecycle.run_until_stopped(BACKGROUND_DRAIN));
+            return Err(cause);
+        }
+    };
+    let given_away = CancellationToken::new();
+    runtime.block_on(async {
+        let admin = tokio::net::TcpListener::from_std(sockets.admin)?;
+        let (metrics, stopping) = (telemetry.metrics.clone(), lifecycle.stopping());
+        let serve = admin::serve(admin, readiness, metrics, stopping, given_away.clone());
+        lifecycle.spawn("admin", serve);
+        anyhow::Ok(())
+    })?;
+    let accepting = CancellationToken::new();
+    let public = vec![(options.listen, sockets.public)];
+    let server = server(options, gateway, &drain, public, accepting.clone());
     let listening = drain.listening();
     let serve = move || {
         server.run(RunArgs {
@@ -105,15 +167,63 @@ pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCo
     std::thread::Builder::new()
         .name("pingora".to_owned())
         .spawn(serve)?;
-    info!(http.address = %options.listen, admin.address = %admin_address, "gateway listens");
+    runtime.block_on(accepting.cancelled());
+    info!(http.address = %options.listen, admin.address = %options.process.admin_listen,
+        "gateway listens");
     let code = runtime.block_on(async {
-        until_told(&lifecycle).await;
-        leave(options, &drain).await;
+        let offer = sockets.next.settle();
+        let reason = until_told(&lifecycle, offer).await;
+        if reason == Reason::Relieved {
+            given_away.cancel();
+        }
+        leave(options, &drain, reason).await;
         limiter.surrender().await;
         lifecycle.stop();
         lifecycle.run_until_stopped(BACKGROUND_DRAIN).await
     });
     Ok(code)
+}
+
+/// The sockets to listen on: new ones, or for an upgrade those of the running process, which are
+/// asked for once this one could do its work.
+async fn sockets(options: &RunOptions, readiness: &Readiness) -> anyhow::Result<Sockets> {
+    let path = options.upgrade_sock.as_deref();
+    let mut predecessor = match path.filter(|_| options.upgrade) {
+        Some(path) => Some(predecessor(path, readiness).await?),
+        None => None,
+    };
+    let mut socket = |address: SocketAddr| {
+        let inherited = predecessor.as_mut().and_then(|old| old.socket(address));
+        inherited.map_or_else(|| handover::listen_on(address), Ok)
+    };
+    let (public, admin) = (
+        socket(options.listen)?,
+        socket(options.process.admin_listen)?,
+    );
+    let ours = vec![public.try_clone()?, admin.try_clone()?];
+    let next = match (path, predecessor) {
+        (None, _) => Next::None,
+        (Some(path), None) => Next::Offered(Offer::open(path, ours)?),
+        (Some(path), Some(predecessor)) => Next::After(predecessor, path.to_owned(), ours),
+    };
+    Ok(Sockets {
+        public,
+        admin,
+        next,
+    })
+}
+
+async fn predecessor(path: &Path, readiness: &Readiness) -> anyhow::Result<Predecessor> {
+    let started = Instant::now();
+    loop {
+        let failures = readiness.failures().await;
+        if failures.is_empty() {
+            return Predecessor::ask(path);
+        }
+        let lacks = failures.join("; ");
+        ensure!(started.elapsed() < UPGRADE_DEADLINE, "not ready: {lacks}");
+        tokio::time::sleep(UPGRADE_LOOK).await;
+    }
 }
 
 /// Reaches for every dependency and says what is wrong with them.
@@ -195,6 +305,12 @@ async fn build(
         idempotency,
         upstreams,
         upstream_deadline: options.upstream_deadline(),
+        streams: Streams::new(
+            options.streams_max,
+            options.tenant_streams_max,
+            Duration::from_secs(options.stream_idle_seconds),
+            Duration::from_secs(options.stream_max_seconds),
+        ),
         body_deadline: Duration::from_millis(options.body_deadline_ms),
         trusted_proxies: options.trusted_proxies.0.clone(),
         spool,
@@ -234,7 +350,13 @@ fn readiness(
         })
 }
 
-fn server(options: &RunOptions, gateway: Gateway) -> Server {
+fn server(
+    options: &RunOptions,
+    gateway: Gateway,
+    drain: &Drain,
+    sockets: Vec<(SocketAddr, TcpListener)>,
+    accepting: CancellationToken,
+) -> Server {
     let conf = ServerConf {
         threads: usize::from(options.proxy_threads),
         // Never slept through: the process ends once everyone is served.
@@ -246,44 +368,62 @@ fn server(options: &RunOptions, gateway: Gateway) -> Server {
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    let mut service = http_proxy_service_with_name(&server.configuration, gateway, "gateway");
+    let mut proxy = http_proxy(&server.configuration, gateway);
     let mut http = HttpServerOptions::default();
     // Not to tunnel: so that it is we who refuse it, as a problem.
     http.allow_connect_method_proxying = true;
     http.keepalive_request_limit = Some(REQUESTS_PER_CONNECTION);
-    let proxy = service
-        .app_logic_mut()
-        .expect("the service has not started");
     proxy.server_options = Some(http);
+    let doors = Doors::new(proxy, drain.clone());
+    let mut service = Service::new("gateway".to_owned(), doors);
     service.add_tcp(&options.listen.to_string());
-    server.add_service(service);
+    server.add_service(Open::new(service, sockets, accepting));
     server
 }
 
-/// Waits for a signal, or for a component that ended.
-async fn until_told(lifecycle: &Lifecycle) {
+/// Waits for a signal, for a process that takes over, or for a component that ended.
+async fn until_told(lifecycle: &Lifecycle, offer: Option<Offer>) -> Reason {
     let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be set");
     let mut interrupt = signal(SignalKind::interrupt()).expect("signal handlers can be set");
+    let relieved = async {
+        match offer {
+            Some(offer) => offer.until_relieved().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),
         () = lifecycle.stopping().cancelled_owned() => warn!("a component ended: draining"),
+        () = relieved => {
+            info!("a new process accepts: draining");
+            return Reason::Relieved;
+        }
     }
+    Reason::Told
 }
 
-/// Not ready first; then no new connections; then until everyone is served.
-async fn leave(options: &RunOptions, drain: &Drain) {
+/// Not ready first; then no new connections; then until everyone is served; then the streams end.
+async fn leave(options: &RunOptions, drain: &Drain, reason: Reason) {
     drain.begin();
-    let lame_duck = Duration::from_millis(options.lame_duck_ms);
+    let lame_duck = match reason {
+        Reason::Told => Duration::from_millis(options.lame_duck_ms),
+        // Nobody needs to go elsewhere: the sockets stay open.
+        Reason::Relieved => Duration::ZERO,
+    };
     tokio::time::sleep(lame_duck).await;
     drain.close();
     tokio::time::sleep(LAST_ARRIVALS).await;
     let rest = options
         .process
         .drain()
-        .saturating_sub(lame_duck + BACKGROUND_DRAIN);
-    if tokio::time::timeout(rest, drain.idle()).await.is_err() {
+        .saturating_sub(lame_duck + LAST_ARRIVALS + STREAMS_END + BACKGROUND_DRAIN);
+    if tokio::time::timeout(rest, drain.quiet()).await.is_err() {
         warn!("the drain deadline: dropping the requests that are left");
+    }
+    let streams = tokio::time::timeout(STREAMS_END, drain.end_streams()).await;
+    if streams.is_err() {
+        warn!("streams did not end");
     }
 }
 

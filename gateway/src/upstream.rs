@@ -37,6 +37,7 @@ const RESOLVE_EVERY: Duration = Duration::from_secs(5);
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(2);
 /// An assertion lives this much shorter than it may, for clocks that disagree.
 const CLOCK_SKEW_SECONDS: i64 = 5;
+static NO_BODY: Bytes = Bytes::new();
 
 /// One API.
 #[derive(Debug)]
@@ -71,6 +72,15 @@ pub struct Facts<'a> {
     pub request_id: RequestId,
     /// The trace.
     pub traceparent: &'a str,
+}
+
+/// An answer of which only the header is read.
+pub struct Begun {
+    /// Status and headers.
+    pub header: ResponseHeader,
+    /// Where the body comes from.
+    pub session: HttpSession,
+    peer: HttpPeer,
 }
 
 /// A captured answer.
@@ -181,20 +191,62 @@ impl Upstreams {
         body: &Bytes,
         may_repeat: bool,
     ) -> Result<Answer, Failure> {
-        let upstream = self.get(audience);
         let work = async {
-            match self.attempt(upstream, request, body).await {
-                Err(first) if first.unsent || (first.stale && may_repeat) => {
-                    self.attempt(upstream, request, body).await
-                }
-                outcome => outcome,
-            }
+            let begun = self.begin(audience, request, body, may_repeat).await?;
+            self.finish(begun).await
         };
-        match tokio::time::timeout(self.deadline, work).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(attempt)) => Err(attempt.failure),
-            Err(_) => Err(Failure::Timeout),
-        }
+        let answer = tokio::time::timeout(self.deadline, work).await;
+        answer.unwrap_or(Err(Failure::Timeout))
+    }
+
+    /// Sends a request without a body and waits for the answer's header.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn open(
+        &self,
+        audience: Audience,
+        request: &RequestHeader,
+    ) -> Result<Begun, Failure> {
+        let work = self.begin(audience, request, &NO_BODY, true);
+        let begun = tokio::time::timeout(self.deadline, work).await;
+        begun.unwrap_or(Err(Failure::Timeout))
+    }
+
+    /// Captures an answer that has begun.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub async fn finish(&self, mut begun: Begun) -> Result<Answer, Failure> {
+        let read = tokio::time::timeout(self.deadline, read_body(&mut begun.session)).await;
+        let body = read
+            .map_err(|_| Failure::Timeout)?
+            .map_err(|error| failure(&error))?
+            .ok_or(Failure::TooLarge)?;
+        let idle = Some(config::UPSTREAM_IDLE);
+        self.connector
+            .release_http_session(begun.session, &begun.peer, idle)
+            .await;
+        let header = begun.header;
+        Ok(Answer { header, body })
+    }
+
+    /// Tries twice, where the second time cannot act twice.
+    async fn begin(
+        &self,
+        audience: Audience,
+        request: &RequestHeader,
+        body: &Bytes,
+        may_repeat: bool,
+    ) -> Result<Begun, Failure> {
+        let upstream = self.get(audience);
+        let begun = match self.attempt(upstream, request, body).await {
+            Err(first) if first.unsent || (first.stale && may_repeat) => {
+                self.attempt(upstream, request, body).await
+            }
+            begun => begun,
+        };
+        begun.map_err(|attempt| attempt.failure)
     }
 
     async fn attempt(
@@ -202,7 +254,7 @@ impl Upstreams {
         upstream: &Upstream,
         request: &RequestHeader,
         body: &Bytes,
-    ) -> Result<Answer, Attempt> {
+    ) -> Result<Begun, Attempt> {
         let unsent = |_| Attempt {
             failure: Failure::Unreachable,
             unsent: true,
@@ -214,32 +266,18 @@ impl Upstreams {
             .get_http_session(&peer)
             .await
             .map_err(unsent)?;
-        let broken = |stale| {
-            move |error: Box<Error>| Attempt {
-                failure: match error.etype() {
-                    ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout,
-                    _ => Failure::Broken,
-                },
+        match begin(&mut session, request, body).await {
+            Ok(header) => Ok(Begun {
+                header,
+                session,
+                peer,
+            }),
+            Err(error) => Err(Attempt {
+                failure: failure(&error),
                 unsent: false,
-                stale,
-            }
-        };
-        let header = begin(&mut session, request, body)
-            .await
-            .map_err(broken(reused))?;
-        let body = read_body(&mut session).await.map_err(broken(false))?;
-        let Some(body) = body else {
-            return Err(Attempt {
-                failure: Failure::TooLarge,
-                unsent: false,
-                stale: false,
-            });
-        };
-        let idle = Some(config::UPSTREAM_IDLE);
-        self.connector
-            .release_http_session(session, &peer, idle)
-            .await;
-        Ok(Answer { header, body })
+                stale: reused,
+            }),
+        }
     }
 }
 
@@ -321,6 +359,13 @@ impl Upstream {
         let address = found.next().context("the name has no address")?;
         self.address.store(Some(Arc::new(address)));
         Ok(())
+    }
+}
+
+fn failure(error: &Error) -> Failure {
+    match error.etype() {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout,
+        _ => Failure::Broken,
     }
 }
 

@@ -77,7 +77,8 @@ impl Readiness {
         })
     }
 
-    async fn failures(&self) -> Vec<String> {
+    /// What keeps this process from its work now.
+    pub async fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
         for (name, check) in &self.checks {
             match tokio::time::timeout(CHECK_DEADLINE, check()).await {
@@ -130,6 +131,25 @@ pub async fn bind(
         .await
         .with_context(|| format!("listen on {listen}"))?;
     let address = listener.local_addr()?;
+    let never = CancellationToken::new();
+    Ok((
+        address,
+        serve(listener, readiness, metrics, stopping, never),
+    ))
+}
+
+/// Answers on `listener` as [`bind`] says, or until `given_away`: then another process answers
+/// there, and the connections that are left are closed.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    metrics: PrometheusHandle,
+    stopping: CancellationToken,
+    given_away: CancellationToken,
+) -> anyhow::Result<()> {
     let ended = stopping.clone();
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -146,17 +166,21 @@ pub async fn bind(
             metrics,
             stopping,
         }));
+    let leave = given_away.clone().cancelled_owned();
+    let server = axum::serve(listener, router).with_graceful_shutdown(leave);
     // The listener must answer while everything else drains, so it is no task of the lifecycle's:
     // it ends with the process.
     #[expect(clippy::disallowed_methods, reason = "outlives the drain on purpose")]
-    let mut server = tokio::spawn(axum::serve(listener, router).into_future());
-    let serve = async move {
-        tokio::select! {
-            ended = &mut server => Ok(ended??),
-            () = ended.cancelled() => Ok(()),
+    let mut server = tokio::spawn(server.into_future());
+    tokio::select! {
+        left = &mut server => {
+            left??;
+            anyhow::ensure!(given_away.is_cancelled(), "the admin listener ended");
+            ended.cancelled().await;
         }
-    };
-    Ok((address, serve))
+        () = ended.cancelled() => {}
+    }
+    Ok(())
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     ops::Range,
-    process::{self, Child, Command},
+    process::{self, Child, Command, ExitStatus},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU16, Ordering},
@@ -285,6 +285,14 @@ impl TestProcess {
         self.0.wait().expect("the process is ours");
     }
 
+    /// How it ended, once it has by itself.
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().expect("the process is ours")
+    }
+
     /// SIGTERM, then its exit code within `deadline`.
     ///
     /// # Panics
@@ -297,7 +305,7 @@ impl TestProcess {
             .expect("kill is there");
         let started = Instant::now();
         loop {
-            if let Some(status) = self.0.try_wait().expect("the process is ours") {
+            if let Some(status) = self.ended() {
                 return status.code();
             }
             assert!(

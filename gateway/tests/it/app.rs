@@ -180,8 +180,27 @@ impl App {
         format!("http://{listen}")
     }
 
+    /// A gateway process with this environment but `changes`, and `arguments` after `run`.
+    pub(crate) fn process(&self, changes: &[(&str, &str)], arguments: &[&str]) -> TestProcess {
+        let mut command = binary(&self.environment);
+        command.arg("run").args(arguments).stdin(Stdio::null());
+        TestProcess::start(command.envs(changes.iter().copied()))
+    }
+
     pub(crate) fn variable(&self, name: &str) -> &str {
         &self.environment[name]
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.admin);
+        self.client
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn ready(&self) {
@@ -224,7 +243,7 @@ pub(crate) async fn problem(response: Response) -> Value {
 }
 
 /// Waits until a gateway is ready and open: its admin listener is up before the public one.
-async fn ready(admin: SocketAddr, listen: SocketAddr) {
+pub(crate) async fn ready(admin: SocketAddr, listen: SocketAddr) {
     const DEADLINE: Duration = Duration::from_secs(30);
     until_ready(admin, DEADLINE).await;
     let open = async || TcpStream::connect(listen).await.ok();

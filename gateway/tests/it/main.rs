@@ -12,4 +12,6 @@ mod life;
 mod limits;
 mod passage;
 mod spool;
+mod streams;
+mod unnoticed;
 mod upstream;

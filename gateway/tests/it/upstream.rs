@@ -224,11 +224,16 @@ async fn echo(Noted(request): Noted) -> Response {
     axum::Json(json!({ "claims": request.claims })).into_response()
 }
 
-/// Three events, the later two only after a while.
-async fn events(_: Noted) -> Response {
-    let stream = futures::stream::iter(1..=3).then(|number| async move {
+/// Three events, the later two only after a while; a job's id may ask for more, or for silence.
+async fn events(Noted(request): Noted) -> Response {
+    let (count, pause) = match request.target.split('/').nth(3) {
+        Some("job_endless") => (u64::MAX, Duration::from_millis(50)),
+        Some("job_silent") => (2, Duration::from_mins(5)),
+        _ => (3, Duration::from_millis(300)),
+    };
+    let stream = futures::stream::iter(1..=count).then(move |number| async move {
         if number > 1 {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            tokio::time::sleep(pause).await;
         }
         Ok::<_, std::io::Error>(format!("id: {number}\ndata: {{}}\n\n"))
     });

@@ -1,0 +1,251 @@
+//! Handing the listening sockets over to the next binary, so that an upgrade refuses nobody.
+//!
+//! A running gateway offers its sockets on a socket in the file system. A new one (`gateway run
+//! --upgrade`) takes them once it can work, and says so once it accepts; only then does the old one
+//! stop. A new one that fails before that leaves everything as it was.
+//!
+//! Pingora's own way is not taken: there the old process stops even when the transfer failed, and
+//! after a fixed time instead of after a word from the new one.
+
+use std::{
+    fs::{self, Permissions},
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    mem::MaybeUninit,
+    net::{SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::{fs::PermissionsExt as _, net::UnixStream},
+    },
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::{
+    cmsg_space,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, bind, listen, recvmsg, sendmsg,
+        socket_with, sockopt::set_socket_reuseaddr,
+    },
+};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{UnixListener as Offers, UnixStream as Successor},
+};
+use tracing::warn;
+
+/// Most sockets that are handed over.
+const SOCKETS_MAX: usize = 8;
+/// Connections that wait to be accepted; the system may allow fewer.
+const BACKLOG: i32 = 4_096;
+/// How long a new process may take from having the sockets to accepting on them.
+const RELIEF_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the old process may take to hand its sockets over.
+const OFFER_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause after a hand-over that came to nothing.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the old process sends with the sockets.
+const FORMAT: u8 = 1;
+/// What the new process says once it accepts.
+const ACCEPTING: u8 = 2;
+
+/// The sockets of this process, for the next one to take.
+#[derive(Debug)]
+pub struct Offer {
+    offers: Offers,
+    sockets: Vec<TcpListener>,
+}
+
+/// The process that runs until we say that we accept.
+#[derive(Debug)]
+pub struct Predecessor {
+    stream: UnixStream,
+    sockets: Vec<TcpListener>,
+}
+
+impl Offer {
+    /// Offers `sockets` at `path`, where nobody but this user may take them.
+    ///
+    /// # Errors
+    /// When another one does, or the path cannot be used.
+    pub fn open(path: &Path, sockets: Vec<TcpListener>) -> anyhow::Result<Self> {
+        ensure!(
+            UnixStream::connect(path).is_err(),
+            "a gateway offers its sockets at {}: take them with --upgrade",
+            path.display()
+        );
+        // Made beside and moved there, so that nobody sees it before its permissions are set, and
+        // what a dead process left is replaced.
+        let beside = path.with_extension("new");
+        let make = || {
+            match fs::remove_file(&beside) {
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+                _ => {}
+            }
+            let offers = Offers::bind(&beside)?;
+            fs::set_permissions(&beside, Permissions::from_mode(0o600))?;
+            fs::rename(&beside, path)?;
+            Ok(offers)
+        };
+        let offers = make().with_context(|| format!("offer sockets at {}", path.display()))?;
+        Ok(Self { offers, sockets })
+    }
+
+    /// Waits until a new process has the sockets and accepts on them; from then on it is that one
+    /// that may offer them.
+    pub async fn until_relieved(mut self) {
+        loop {
+            match self.hand_over().await {
+                Ok(successor) => {
+                    drop(self.offers);
+                    // Tells it that it may.
+                    drop(successor);
+                    return;
+                }
+                Err(cause) => {
+                    let error = format!("{cause:#}");
+                    warn!(error, "a hand-over came to nothing: carrying on");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn hand_over(&mut self) -> anyhow::Result<Successor> {
+        let (mut successor, _) = self.offers.accept().await?;
+        send(&successor, &self.sockets).context("send the sockets")?;
+        let word = tokio::time::timeout(RELIEF_DEADLINE, successor.read_u8())
+            .await
+            .context("the new process does not accept")?
+            .context("the new process is gone")?;
+        ensure!(word == ACCEPTING, "the new process says {word}");
+        Ok(successor)
+    }
+}
+
+impl Predecessor {
+    /// Asks the process that offers its sockets at `path` for them.
+    ///
+    /// # Errors
+    /// When there is none, or it does not give them.
+    pub fn ask(path: &Path) -> anyhow::Result<Self> {
+        let stream = UnixStream::connect(path)
+            .with_context(|| format!("no gateway offers its sockets at {}", path.display()))?;
+        stream.set_read_timeout(Some(OFFER_DEADLINE))?;
+        let sockets = receive(&stream).context("receive the sockets")?;
+        Ok(Self { stream, sockets })
+    }
+
+    /// The socket that listens on `address`, if the old process had one.
+    pub fn socket(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let listens =
+            |socket: &TcpListener| socket.local_addr().is_ok_and(|found| found == address);
+        let found = self.sockets.iter().position(listens)?;
+        Some(self.sockets.swap_remove(found))
+    }
+
+    /// Tells the old process that we accept, and waits until it offers its sockets no more.
+    ///
+    /// # Errors
+    /// When it is gone, which is as good.
+    pub fn relieve(mut self) -> io::Result<()> {
+        self.stream.write_all(&[ACCEPTING])?;
+        self.stream.read(&mut [0]).map(drop)
+    }
+}
+
+/// A new socket that listens on `address`.
+///
+/// # Errors
+/// When it cannot.
+pub fn listen_on(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let make = || {
+        let family = match address {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &address)?;
+        listen(&socket, BACKLOG)?;
+        rustix::io::Result::Ok(socket)
+    };
+    let socket = make().with_context(|| format!("listen on {address}"))?;
+    Ok(TcpListener::from(socket))
+}
+
+fn send(to: &Successor, sockets: &[TcpListener]) -> anyhow::Result<()> {
+    let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fits = control.push(SendAncillaryMessage::ScmRights(&sockets));
+    ensure!(fits, "at most {SOCKETS_MAX} sockets are handed over");
+    sendmsg(
+        to,
+        &[IoSlice::new(&[FORMAT])],
+        &mut control,
+        SendFlags::empty(),
+    )?;
+    Ok(())
+}
+
+fn receive(from: &UnixStream) -> anyhow::Result<Vec<TcpListener>> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut format = [0];
+    let received = recvmsg(
+        from,
+        &mut [IoSliceMut::new(&mut format)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    if received.bytes == 0 {
+        bail!("the old process is just being relieved by another one");
+    }
+    ensure!(format == [FORMAT], "the old process offers another format");
+    let mut sockets = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            sockets.extend(received.map(|socket: OwnedFd| TcpListener::from(socket)));
+        }
+    }
+    Ok(sockets)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    fn free() -> TcpListener {
+        listen_on(([127, 0, 0, 1], 0).into()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn sockets_change_hands_and_only_the_word_of_the_new_one_relieves_the_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("upgrade.sock");
+        let (socket, other) = (free(), free());
+        let address = socket.local_addr().unwrap();
+        let offer = Offer::open(&path, vec![socket, other]).unwrap();
+        assert!(Offer::open(&path, Vec::new()).is_err(), "taken");
+        let new = tokio::task::spawn_blocking(move || {
+            // One that fails after it has the sockets changes nothing.
+            drop(Predecessor::ask(&path).unwrap());
+            let mut old = Predecessor::ask(&path).unwrap();
+            let inherited = old.socket(address).unwrap();
+            assert!(old.socket(address).is_none());
+            old.relieve().unwrap();
+            inherited
+        });
+        offer.until_relieved().await;
+        let inherited = new.await.unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        inherited.set_nonblocking(false).unwrap();
+        inherited.accept().unwrap();
+    }
+}

@@ -1,0 +1,271 @@
+//! Streams of events: passed on as they come, within limits of number and time, and ended cleanly
+//! when the process stops, so that their clients come back to another one.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use contracts::{
+    id::TenantId,
+    problem::{Code, Problem},
+};
+use http::{StatusCode, Version, header};
+use pingora::{
+    Error, ErrorType,
+    http::{RequestHeader, ResponseHeader},
+    proxy::Session,
+};
+use tokio::time::{Instant, sleep_until};
+
+use crate::{
+    answer::unavailable,
+    ctx::{Ctx, Stop},
+    headers,
+    proxy::Gateway,
+    reject,
+    route::Forward,
+    upstream::Begun,
+};
+
+/// Seconds after which a stream may have become free.
+const RETRY_AFTER_SECONDS: u64 = 5;
+const EVENT_STREAM: &str = "text/event-stream";
+
+/// How many streams there may be, and for how long. Clones share the count.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    max: u32,
+    tenant_max: u32,
+    idle: Duration,
+    longest: Duration,
+    open: Arc<Mutex<HashMap<TenantId, u32>>>,
+}
+
+/// The right to keep a stream open, for as long as this lives.
+#[derive(Debug)]
+struct Permit {
+    streams: Streams,
+    tenant: TenantId,
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The upstream said all.
+    Complete,
+    /// The upstream broke off.
+    Broken,
+    /// The client left.
+    Client,
+    /// Nothing passed for too long.
+    Idle,
+    /// It lived as long as it may.
+    Longest,
+    /// The process stops.
+    Drain,
+}
+
+impl Streams {
+    /// At most `max` streams, `tenant_max` of one tenant; each ends after `longest`, or after
+    /// nothing passed for `idle`.
+    #[must_use]
+    pub fn new(max: u32, tenant_max: u32, idle: Duration, longest: Duration) -> Self {
+        Self {
+            max,
+            tenant_max,
+            idle,
+            longest,
+            open: Arc::default(),
+        }
+    }
+
+    /// One more stream of `tenant`, if there may be one.
+    fn open(&self, tenant: TenantId) -> Result<Permit, Problem> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: u32 = open.values().sum();
+        let own = open.get(&tenant).copied().unwrap_or(0);
+        let (code, detail, reason) = if own >= self.tenant_max {
+            let detail = "Your tenant has as many streams open as it may.";
+            (Code::RateLimitExceeded, detail, "tenant")
+        } else if all >= self.max {
+            let detail = "As many streams are open as may be.";
+            (Code::ServiceUnavailable, detail, "process")
+        } else {
+            open.insert(tenant, own + 1);
+            drop(open);
+            metrics::gauge!("gateway_streams_open").increment(1);
+            let streams = self.clone();
+            return Ok(Permit { streams, tenant });
+        };
+        metrics::counter!("gateway_streams_refused_total", "limit" => reason).increment(1);
+        Err(Problem::new(code, detail).with_retry_after(RETRY_AFTER_SECONDS))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        metrics::gauge!("gateway_streams_open").decrement(1);
+        let open = &self.streams.open;
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = open.get_mut(&self.tenant) {
+            *own -= 1;
+            if *own == 0 {
+                open.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+impl End {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Broken => "broken",
+            Self::Client => "client",
+            Self::Idle => "idle",
+            Self::Longest => "longest",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// Serves an admitted request of a route whose answer is a stream.
+pub(crate) async fn serve(
+    gateway: &Gateway,
+    session: &mut Session,
+    ctx: &mut Ctx,
+    forward: &Forward,
+) -> Result<(), Stop> {
+    let tenant = ctx.principal.as_ref().map(|who| who.tenant.id);
+    let tenant = tenant.expect("only admitted requests come here");
+    let _permit = gateway.streams.open(tenant)?;
+    let request = request(gateway, session, ctx, forward)?;
+    let begun = gateway.upstreams.open(forward.upstream, &request).await;
+    let mut begun = begun.map_err(reject::failure)?;
+    Gateway::check_belief(&begun.header, ctx)?;
+    if !is_stream(&begun.header) {
+        let answer = gateway.upstreams.finish(begun).await;
+        let mut answer = answer.map_err(reject::failure)?;
+        headers::from_upstream(&mut answer.header);
+        answer.header.remove_header(&header::TRANSFER_ENCODING);
+        return Ok(gateway
+            .answer(session, ctx, answer.header, answer.body)
+            .await?);
+    }
+    begin(gateway, session, ctx, begun.header.clone()).await?;
+    // A stream may outlast the process: nobody waits for it on the way out.
+    let _streaming = gateway.drain.stream();
+    ctx.in_flight = None;
+    let end = pass(gateway, session, &mut begun).await;
+    metrics::counter!("gateway_streams_ended_total", "reason" => end.as_str()).increment(1);
+    match end {
+        // Without its last chunk the client sees that the stream is not complete.
+        End::Broken => Err(Error::new_up(ErrorType::ConnectionClosed).into()),
+        End::Client => Ok(()),
+        _ => Ok(session.write_response_body(None, true).await?),
+    }
+}
+
+/// The request as it goes upstream.
+fn request(
+    gateway: &Gateway,
+    session: &Session,
+    ctx: &Ctx,
+    forward: &Forward,
+) -> pingora::Result<RequestHeader> {
+    let mut request: RequestHeader = session.req_header().clone();
+    let ours = headers::Upstream {
+        host: &gateway.upstreams.get(forward.upstream).host,
+        assertion: &gateway.assertion(session, ctx, forward, b""),
+        traceparent: &ctx.traceparent,
+        key: None,
+        length: None,
+    };
+    request.set_version(Version::HTTP_11);
+    headers::for_upstream(&mut request, &ours)?;
+    Ok(request)
+}
+
+fn is_stream(answer: &ResponseHeader) -> bool {
+    let media = answer.headers.get(header::CONTENT_TYPE);
+    let media = media.map_or(&b""[..], |value| value.as_bytes());
+    answer.status == StatusCode::OK && media.starts_with(EVENT_STREAM.as_bytes())
+}
+
+/// Sends the answer's header, after its usage is recorded.
+async fn begin(
+    gateway: &Gateway,
+    session: &mut Session,
+    ctx: &mut Ctx,
+    mut header: ResponseHeader,
+) -> Result<(), Stop> {
+    headers::from_upstream(&mut header);
+    header.remove_header(&header::TRANSFER_ENCODING);
+    header.remove_header(&header::CONTENT_LENGTH);
+    if session.req_header().version == Version::HTTP_11 {
+        header.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    ctx.status = header.status.as_u16();
+    if !gateway.record(ctx) {
+        return Err(unavailable("Usage cannot be recorded at the moment.").into());
+    }
+    gateway.decorate(&mut header, ctx)?;
+    // Whoever comes back after the stream comes by a connection of its own, wherever that leads.
+    session.set_keepalive(None);
+    Ok(session
+        .write_response_header(Box::new(header), false)
+        .await?)
+}
+
+/// Passes on what comes, until either side or a limit ends it.
+async fn pass(gateway: &Gateway, session: &mut Session, begun: &mut Begun) -> End {
+    let streams = &gateway.streams;
+    let over = Instant::now() + streams.longest;
+    let mut idle = Instant::now() + streams.idle;
+    loop {
+        let chunk: Bytes = tokio::select! {
+            read = begun.session.read_response_body() => match read {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return End::Complete,
+                Err(_) => return End::Broken,
+            },
+            // A client has nothing more to say: whatever comes, it is the end.
+            _ = session.downstream_session.read_body_or_idle(true) => return End::Client,
+            () = gateway.drain.streams_end() => return End::Drain,
+            () = sleep_until(over) => return End::Longest,
+            () = sleep_until(idle) => return End::Idle,
+        };
+        if session
+            .write_response_body(Some(chunk), false)
+            .await
+            .is_err()
+        {
+            return End::Client;
+        }
+        idle = Instant::now() + streams.idle;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_tenant_leaves_room_for_the_others() {
+        let tenant = |second| TenantId::generate(jiff::Timestamp::from_second(second).unwrap());
+        let streams = Streams::new(3, 2, Duration::MAX, Duration::MAX);
+        let (greedy, other, third) = (tenant(1), tenant(2), tenant(3));
+        let held: Vec<_> = (0..2).map(|_| streams.open(greedy).unwrap()).collect();
+        let refused = |tenant| streams.open(tenant).unwrap_err().code();
+        assert_eq!(refused(greedy), Code::RateLimitExceeded);
+        let others = streams.open(other).unwrap();
+        assert_eq!(refused(third), Code::ServiceUnavailable);
+        drop(held);
+        drop(streams.open(third).unwrap());
+        drop(others);
+        assert_eq!(streams.open.lock().unwrap().len(), 0);
+    }
+}

@@ -1,0 +1,97 @@
+//! Streams: how many there may be and for how long, and how they end.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use ops::testing::eventually;
+use reqwest::{Method, Response, StatusCode};
+
+use crate::app::{self, App, problem};
+
+async fn follow(app: &App, job: &str) -> Response {
+    let path = format!("/v1/jobs/{job}/events");
+    let response = app.request(Method::GET, &path).send().await.unwrap();
+    // A client that comes back comes by a new connection.
+    assert_eq!(response.headers()["connection"], "close");
+    response
+}
+
+/// Reads a stream to its end, which must be a clean one.
+async fn read(mut stream: Response) -> usize {
+    let mut events = 0;
+    while let Some(chunk) = stream.chunk().await.expect("it ends cleanly") {
+        events += chunk.windows(4).filter(|bytes| bytes == b"id: ").count();
+    }
+    events
+}
+
+#[tokio::test]
+async fn streams_are_told_to_come_back_when_the_process_ends() {
+    let mut app = app::start(&[]).await;
+    let mut stream = follow(&app, "job_endless").await;
+    stream.chunk().await.unwrap().unwrap();
+    let reading = async {
+        let started = Instant::now();
+        (read(stream).await, started.elapsed())
+    };
+    let ending = async {
+        let pid = app.gateway_pid();
+        let kill = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(kill.unwrap().success());
+    };
+    let ((events, took), ()) = tokio::join!(reading, ending);
+    assert!(events > 3, "they go on through the drain: {events}");
+    assert!(
+        took < Duration::from_secs(8),
+        "nobody waits for them: {took:?}"
+    );
+    assert_eq!(app.gateway.terminate(Duration::from_secs(5)), Some(0));
+}
+
+#[tokio::test]
+async fn a_tenant_may_have_so_many_streams_and_the_process_so_many_more() {
+    let app = app::start(&[("TENANT_STREAMS_MAX", "2"), ("STREAMS_MAX", "3")]).await;
+    let first = follow(&app, "job_endless").await;
+    let second = follow(&app, "job_endless").await;
+    let refused = app.get("/v1/jobs/job_endless/events").await;
+    assert_eq!(refused.headers()["retry-after"], "5");
+    assert_eq!(problem(refused).await["code"], "RATE_LIMIT_EXCEEDED");
+    let tenant = app.admin("admin tenant create t2 --plan test");
+    let key = app.new_key(tenant["tenant_id"].as_str().unwrap(), "jobs:read");
+    let others = || {
+        let url = format!("{}/v1/jobs/job_endless/events", app.url);
+        app.client.get(url).bearer_auth(&key).send()
+    };
+    let opened = async || {
+        let response = others().await.unwrap();
+        (response.status() == StatusCode::OK).then_some(response)
+    };
+    let third = eventually("the key is known", Duration::from_secs(5), opened).await;
+    let refused = problem(others().await.unwrap()).await;
+    assert_eq!(refused["code"], "SERVICE_UNAVAILABLE");
+    let metrics = app.metrics().await;
+    assert!(metrics.contains("gateway_streams_open 3"), "{metrics}");
+    drop((first, second, third));
+    let gone = async || {
+        app.metrics()
+            .await
+            .contains("gateway_streams_open 0")
+            .then_some(())
+    };
+    eventually("who left is not counted", Duration::from_secs(5), gone).await;
+    assert_eq!(follow(&app, "job_1").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn streams_end_cleanly_when_they_are_silent_or_old() {
+    let app = app::start(&[("STREAM_IDLE_SECONDS", "1"), ("STREAM_MAX_SECONDS", "2")]).await;
+    assert_eq!(read(follow(&app, "job_silent").await).await, 1);
+    assert!(read(follow(&app, "job_endless").await).await > 5);
+    let metrics = app.metrics().await;
+    for reason in ["idle", "longest"] {
+        let line = format!("gateway_streams_ended_total{{reason=\"{reason}\"}} 1");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
+}

@@ -41,6 +41,34 @@ CREATE TABLE gateway.revocations (
     PRIMARY KEY (kind, value)
 );
 
+-- Versions of upstreams on their way in, and from when on each has which share of the tenants.
+CREATE TABLE gateway.rollouts (
+    upstream       text PRIMARY KEY,
+    version        text NOT NULL
+        CHECK (version ~ '^[a-z0-9][a-z0-9._-]{0,62}$' AND version <> 'stable'),
+    url            text NOT NULL,
+    started_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    rolled_back_at timestamptz,
+    reason         text
+);
+CREATE TABLE gateway.rollout_steps (
+    upstream  text NOT NULL REFERENCES gateway.rollouts ON DELETE CASCADE,
+    starts_at timestamptz NOT NULL,
+    percent   smallint NOT NULL CHECK (percent BETWEEN 0 AND 100),
+    PRIMARY KEY (upstream, starts_at)
+);
+
+-- What is said about routes while gateways run.
+CREATE TABLE gateway.routes (
+    method        text NOT NULL,
+    template      text NOT NULL,
+    timeout_ms    int CHECK (timeout_ms > 0),
+    deprecated_at timestamptz,
+    sunset_at     timestamptz,
+    served_after  boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (method, template)
+);
+
 -- One row: gateways look whether it moved, and load everything only then.
 CREATE TABLE gateway.changes (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -62,6 +90,12 @@ CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.tenants
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.api_keys
     FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.revocations
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.rollouts
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.rollout_steps
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.routes
     FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
 
 INSERT INTO gateway.plans (name, per_minute, burst, per_hour, active_jobs, priority)

@@ -16,6 +16,8 @@ use tracing::error;
 
 use crate::{auth::api_key::Presented, snapshot::Plan, store};
 
+mod rollout;
+mod route;
 mod tables;
 
 /// Where, what, and how to say it.
@@ -42,6 +44,12 @@ enum Action {
     /// Their credentials.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Versions of upstreams on their way in.
+    #[command(subcommand)]
+    Rollout(rollout::RolloutCommand),
+    /// What is said about routes: deprecation, end, deadline.
+    #[command(subcommand)]
+    Route(route::RouteCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,6 +177,8 @@ async fn carry_out(
         Action::Tenant(TenantCommand::List) => tables::list_tenants(client).await?,
         Action::Key(KeyCommand::Create(key)) => create_key(client, key, clock).await?,
         Action::Key(KeyCommand::List { tenant }) => tables::list_keys(client, tenant).await?,
+        Action::Rollout(command) => rollout::carry_out(client, command, clock).await?,
+        Action::Route(command) => route::carry_out(client, command, clock).await?,
         Action::Key(KeyCommand::Revoke { id }) => {
             tables::revoke_key(client, id).await?;
             json!({ "revoked": id })

@@ -108,6 +108,9 @@ impl Gateway {
                 answer.insert_header(name, value)?;
             }
         }
+        if let Some(rule) = &ctx.rule {
+            rule.announce(answer)?;
+        }
         if ctx.replayed {
             answer.insert_header(idempotency::REPLAYED, "true")?;
         }

@@ -221,6 +221,10 @@ pub struct UpstreamOptions {
         value_name = "HEX"
     )]
     pub webhooks_assertion_key: Key32,
+    /// Path that upstreams are asked for to see whether they are well, on their public port; any
+    /// answer but a failure will do. Without one a connection is opened.
+    #[arg(long, env = "UPSTREAM_CHECK_PATH", value_name = "PATH")]
+    pub upstream_check_path: Option<String>,
 }
 
 /// Networks, written with commas between them; none is written as nothing.

@@ -2,11 +2,12 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use contracts::{
-    id::RequestId,
+    id::{RequestId, TenantId},
     problem::{Code, Problem},
 };
 use ipnet::IpNet;
@@ -19,6 +20,8 @@ use crate::{
     headers,
     limit::Verdict,
     route::{Forward, ROUTES, Route},
+    rule::Rule,
+    upstream::Pick,
 };
 
 /// One request, as far as it has come.
@@ -50,6 +53,10 @@ pub struct Ctx {
     pub response_bytes: u64,
     /// Whether the answer was given before.
     pub replayed: bool,
+    /// What operators say about its route.
+    pub rule: Option<Arc<Rule>>,
+    /// Where it went, until that is known to have gone well or not.
+    pub(crate) pick: Option<Pick>,
     pub(crate) assertion: String,
     pub(crate) usage: Usage,
     pub(crate) retried: bool,
@@ -92,6 +99,8 @@ impl Ctx {
             request_bytes: 0,
             response_bytes: 0,
             replayed: false,
+            rule: None,
+            pick: None,
             assertion: String::new(),
             usage: Usage::None,
             retried: false,
@@ -109,6 +118,19 @@ impl Ctx {
         let peer = peer.unwrap_or(self.address);
         self.address = headers::client_address(peer, &request.headers, trusted_proxies);
         self.traceparent = headers::traceparent(&request.headers);
+    }
+
+    /// How long its upstream may take, which is at most `longest`.
+    pub(crate) fn deadline(&self, longest: Duration) -> Duration {
+        let said = self.rule.as_ref().and_then(|rule| rule.timeout);
+        said.map_or(longest, |said| said.min(longest))
+    }
+
+    /// Whose request it is, once it is admitted.
+    pub(crate) fn tenant(&self) -> TenantId {
+        let principal = self.principal.as_ref();
+        let principal = principal.expect("only admitted requests are forwarded");
+        principal.tenant.id
     }
 
     pub(crate) fn route(&self) -> Option<&'static Route> {

@@ -16,11 +16,12 @@ use std::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{fs::PermissionsExt as _, net::UnixStream},
     },
-    path::Path,
-    time::Duration,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
+use ops::admin::Readiness;
 use rustix::{
     cmsg_space,
     net::{
@@ -33,7 +34,9 @@ use tokio::{
     io::AsyncReadExt as _,
     net::{UnixListener as Offers, UnixStream as Successor},
 };
-use tracing::warn;
+use tracing::{error, warn};
+
+use crate::config::RunOptions;
 
 /// Most sockets that are handed over.
 const SOCKETS_MAX: usize = 8;
@@ -45,6 +48,11 @@ const RELIEF_DEADLINE: Duration = Duration::from_secs(10);
 const OFFER_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause after a hand-over that came to nothing.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long an upgrade waits until the new process can do its work.
+const UPGRADE_DEADLINE: Duration = Duration::from_secs(30);
+/// How often it looks.
+const UPGRADE_LOOK: Duration = Duration::from_millis(50);
 
 /// What the old process sends with the sockets.
 const FORMAT: u8 = 1;
@@ -58,11 +66,53 @@ pub struct Offer {
     sockets: Vec<TcpListener>,
 }
 
+/// What the process listens on, and who does after it.
+#[derive(Debug)]
+pub struct Sockets {
+    /// For everyone.
+    pub public: TcpListener,
+    /// For operators.
+    pub admin: TcpListener,
+    /// How they go on.
+    pub next: Next,
+}
+
+/// How the sockets come to the next process.
+#[derive(Debug)]
+pub enum Next {
+    /// Not at all.
+    None,
+    /// They are offered.
+    Offered(Offer),
+    /// They will be, once the predecessor is relieved.
+    After(Predecessor, PathBuf, Vec<TcpListener>),
+}
+
 /// The process that runs until we say that we accept.
 #[derive(Debug)]
 pub struct Predecessor {
     stream: UnixStream,
     sockets: Vec<TcpListener>,
+}
+
+impl Next {
+    /// Now that we accept: relieves the predecessor and takes its place.
+    #[must_use]
+    pub fn settle(self) -> Option<Offer> {
+        let (predecessor, path, sockets) = match self {
+            Self::None => return None,
+            Self::Offered(offer) => return Some(offer),
+            Self::After(predecessor, path, sockets) => (predecessor, path, sockets),
+        };
+        if let Err(cause) = predecessor.relieve() {
+            warn!(error = %cause, "the old process was gone before it was relieved");
+        }
+        // Too late to fail: whoever is served now shall not suffer for the next upgrade.
+        let offer = Offer::open(&path, sockets);
+        offer
+            .inspect_err(|cause| error!(error = format!("{cause:#}"), "no next upgrade"))
+            .ok()
+    }
 }
 
 impl Offer {
@@ -153,6 +203,51 @@ impl Predecessor {
     pub fn relieve(mut self) -> io::Result<()> {
         self.stream.write_all(&[ACCEPTING])?;
         self.stream.read(&mut [0]).map(drop)
+    }
+}
+
+/// The sockets to listen on: new ones, or for an upgrade those of the running process, which are
+/// asked for once this one could do its work.
+///
+/// # Errors
+/// When there are none to be had.
+pub async fn sockets(options: &RunOptions, readiness: &Readiness) -> anyhow::Result<Sockets> {
+    let path = options.upgrade_sock.as_deref();
+    let mut predecessor = match path.filter(|_| options.upgrade) {
+        Some(path) => Some(predecessor(path, readiness).await?),
+        None => None,
+    };
+    let mut socket = |address: SocketAddr| {
+        let inherited = predecessor.as_mut().and_then(|old| old.socket(address));
+        inherited.map_or_else(|| listen_on(address), Ok)
+    };
+    let (public, admin) = (
+        socket(options.listen)?,
+        socket(options.process.admin_listen)?,
+    );
+    let ours = vec![public.try_clone()?, admin.try_clone()?];
+    let next = match (path, predecessor) {
+        (None, _) => Next::None,
+        (Some(path), None) => Next::Offered(Offer::open(path, ours)?),
+        (Some(path), Some(predecessor)) => Next::After(predecessor, path.to_owned(), ours),
+    };
+    Ok(Sockets {
+        public,
+        admin,
+        next,
+    })
+}
+
+async fn predecessor(path: &Path, readiness: &Readiness) -> anyhow::Result<Predecessor> {
+    let started = Instant::now();
+    loop {
+        let failures = readiness.failures().await;
+        if failures.is_empty() {
+            return Predecessor::ask(path);
+        }
+        let lacks = failures.join("; ");
+        ensure!(started.elapsed() < UPGRADE_DEADLINE, "not ready: {lacks}");
+        tokio::time::sleep(UPGRADE_LOOK).await;
     }
 }
 

@@ -10,7 +10,7 @@ use contracts::{
     id::RequestId,
     problem::{Code, Problem},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use ipnet::IpNet;
 use pingora::http::{RequestHeader, ResponseHeader};
 use uuid::Uuid;
@@ -104,13 +104,49 @@ pub fn check_form(request: &RequestHeader, raw: &[u8]) -> Result<(), Problem> {
     if !lengths.next().is_none_or(digits) || lengths.next().is_some() {
         return refuse("Content-Length must be one number.");
     }
-    if headers.contains_key(header::UPGRADE) || request.method == Method::CONNECT {
+    let upgrades = headers.contains_key(header::UPGRADE) && !asks_for_websocket(request);
+    if upgrades || request.method == Method::CONNECT {
         return refuse("There is nothing to upgrade to here.");
     }
     if headers.keys().any(looks_like_ours) {
         return refuse("A header's name differs from one of ours by an underscore.");
     }
     Ok(())
+}
+
+/// Whether a request asks, in good form, for a WebSocket (RFC 6455).
+#[must_use]
+pub fn asks_for_websocket(request: &RequestHeader) -> bool {
+    let headers = &request.headers;
+    let only = |name: &HeaderName| {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next().filter(|_| values.next().is_none())?;
+        value.to_str().ok()
+    };
+    let is = |name, wanted: &str| only(name).is_some_and(|v| v.eq_ignore_ascii_case(wanted));
+    let nominates = only(&header::CONNECTION).is_some_and(|value| {
+        let mut tokens = value.split(',').map(str::trim);
+        tokens.any(|token| token.eq_ignore_ascii_case("upgrade"))
+    });
+    request.version == Version::HTTP_11
+        && request.method == Method::GET
+        && is(&header::UPGRADE, "websocket")
+        && is(&header::SEC_WEBSOCKET_VERSION, "13")
+        && nominates
+        && only(&header::SEC_WEBSOCKET_KEY).is_some()
+        && !headers.contains_key(header::CONTENT_LENGTH)
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+}
+
+/// Asks, on behalf of a client whose handshake has this key, for a WebSocket.
+///
+/// # Errors
+/// Never: the values are header values.
+pub fn ask_for_websocket(request: &mut RequestHeader, key: HeaderValue) -> pingora::Result<()> {
+    request.insert_header(header::CONNECTION, "Upgrade")?;
+    request.insert_header(header::UPGRADE, "websocket")?;
+    request.insert_header(header::SEC_WEBSOCKET_VERSION, "13")?;
+    request.insert_header(header::SEC_WEBSOCKET_KEY, key)
 }
 
 /// Who sent the request: the peer, or whom a trusted peer says, read from the right for as long as
@@ -150,8 +186,6 @@ pub fn traceparent(headers: &HeaderMap) -> String {
 
 /// What an upstream is sent in place of a client's headers.
 pub struct Upstream<'a> {
-    /// Its `Host`.
-    pub host: &'a str,
     /// Who asks, stated by us.
     pub assertion: &'a str,
     /// The trace.
@@ -163,6 +197,7 @@ pub struct Upstream<'a> {
 }
 
 /// Makes `request` the one that goes upstream: only listed headers of the client's, then ours.
+/// `Host` is added once an address is picked.
 ///
 /// # Errors
 /// When a value is no header value, which none of ours can be.
@@ -173,7 +208,6 @@ pub fn for_upstream(request: &mut RequestHeader, ours: &Upstream<'_>) -> pingora
             request.remove_header(&name);
         }
     }
-    request.insert_header(header::HOST, ours.host)?;
     request.insert_header(assertion::HEADER, ours.assertion)?;
     request.insert_header(TRACEPARENT, ours.traceparent)?;
     if let Some(key) = ours.key {
@@ -315,7 +349,6 @@ mod tests {
             ("cookie", "a=b"),
         ]);
         let ours = Upstream {
-            host: "jobs:1",
             assertion: "stated",
             traceparent: "00-x",
             key: None,
@@ -327,7 +360,6 @@ mod tests {
         let expected = [
             "accept",
             "content-length",
-            "host",
             "jobseal-assertion",
             "traceparent",
         ];

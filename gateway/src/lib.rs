@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod redis;
 pub mod reject;
 pub mod route;
+pub mod rule;
 pub mod run;
 pub mod sight;
 pub mod snapshot;

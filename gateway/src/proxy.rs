@@ -15,7 +15,7 @@ use http::header;
 use ipnet::IpNet;
 use ops::clock::Clock;
 use pingora::{
-    Error, ErrorType,
+    Error, ErrorSource, ErrorType,
     http::{RequestHeader, ResponseHeader},
     proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
     upstreams::peer::HttpPeer,
@@ -120,8 +120,11 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> pingora::Result<Box<HttpPeer>> {
         let upstream = self.upstreams.get(ctx.forward()?.upstream);
-        let peer = upstream.peer(self.upstream_deadline);
-        peer.map(Box::new).map_err(Error::into_up)
+        let pick = upstream.pick(ctx.tenant(), ctx.pick.as_ref());
+        let pick = pick.map_err(|_| Error::new_up(ErrorType::HTTPStatus(503)))?;
+        let peer = pick.peer(ctx.deadline(self.upstream_deadline));
+        ctx.pick = Some(pick);
+        Ok(Box::new(peer))
     }
 
     async fn upstream_request_filter(
@@ -130,15 +133,15 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        let host = &self.upstreams.get(ctx.forward()?.upstream).host;
         let ours = headers::Upstream {
-            host,
             assertion: &ctx.assertion,
             traceparent: &ctx.traceparent,
             key: None,
             length: None,
         };
-        headers::for_upstream(request, &ours)
+        headers::for_upstream(request, &ours)?;
+        let host = ctx.pick.as_ref().map_or("", |pick| &pick.version().host);
+        request.insert_header(header::HOST, host)
     }
 
     fn fail_to_connect(
@@ -148,6 +151,9 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        if let Some(pick) = &mut ctx.pick {
+            pick.unreachable();
+        }
         // Nothing was sent, so trying once more is safe whatever the method.
         error.set_retry(!std::mem::replace(&mut ctx.retried, true));
         error
@@ -161,6 +167,9 @@ impl ProxyHttp for Gateway {
     ) -> pingora::Result<()> {
         if answer.status.is_informational() {
             return Ok(());
+        }
+        if let Some(pick) = &mut ctx.pick {
+            pick.answered(answer.status);
         }
         Self::check_belief(answer, ctx)?;
         headers::from_upstream(answer);
@@ -182,6 +191,11 @@ impl ProxyHttp for Gateway {
         error: &Error,
         ctx: &mut Ctx,
     ) -> FailToProxy {
+        if let Some(pick) = &mut ctx.pick
+            && *error.esource() == ErrorSource::Upstream
+        {
+            pick.sick();
+        }
         let begun = session
             .response_written()
             .is_some_and(|w| !w.status.is_informational());
@@ -245,6 +259,11 @@ impl Gateway {
         }
         let index = self.routes.find(&request.method, request.uri.path())?;
         ctx.route = Some(index);
+        if session.is_upgrade_req() && !ROUTES[index].may_upgrade() {
+            session.set_keepalive(None);
+            let detail = "There is nothing to upgrade to here.";
+            return Err(Problem::new(Code::InvalidRequest, detail).into());
+        }
         let forward = match &ROUTES[index].action {
             Action::Own(page) => {
                 self.show(session, ctx, *page).await?;
@@ -252,6 +271,10 @@ impl Gateway {
             }
             Action::Forward(forward) => forward,
         };
+        ctx.rule = self.snapshots.load().rules.get(index).cloned().flatten();
+        if let Some(rule) = &ctx.rule {
+            rule.check(ctx.arrived_at)?;
+        }
         self.identify(session, ctx, forward).await?;
         match forward.passage {
             Passage::Transaction(transaction) => {

@@ -39,13 +39,12 @@ pub fn of_pingora(error: &Error) -> Option<Problem> {
         WriteTimedout,
     };
     let problem = match (error.esource(), error.etype()) {
-        (_, HTTPStatus(503)) => unreachable_upstream(),
-        (ErrorSource::Upstream, ConnectTimedout | ReadTimedout | WriteTimedout) => {
-            failure(Failure::Timeout)
-        }
-        (ErrorSource::Upstream, ConnectError | ConnectNoRoute | ConnectRefused | SocketError) => {
-            unreachable_upstream()
-        }
+        (ErrorSource::Upstream, ReadTimedout | WriteTimedout) => failure(Failure::Timeout),
+        (_, HTTPStatus(503))
+        | (
+            ErrorSource::Upstream,
+            ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout | SocketError,
+        ) => unreachable_upstream(),
         (_, HTTPStatus(502)) | (ErrorSource::Upstream, _) => failure(Failure::Broken),
         (ErrorSource::Downstream, ReadError | WriteError | ConnectionClosed | WriteTimedout) => {
             return None;

@@ -203,6 +203,13 @@ impl Route {
         }
     }
 
+    /// Whether a WebSocket may be asked for.
+    #[must_use]
+    pub fn may_upgrade(&self) -> bool {
+        let forward = self.forward();
+        forward.is_some_and(|forward| forward.passage == Passage::Events)
+    }
+
     /// Whether a request is charged.
     #[must_use]
     pub fn billable(&self) -> bool {

@@ -2,13 +2,12 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use ops::{
     admin::{self, Readiness},
     clock::Clock,
@@ -28,7 +27,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     auth::{
@@ -39,7 +38,7 @@ use crate::{
     config::{RunOptions, SNAPSHOT_STALE, TokenOptions},
     doors::{Doors, Open},
     drain::Drain,
-    handover::{self, Offer, Predecessor},
+    handover::{self, Offer},
     health::Doctor,
     idempotency::Idempotency,
     limit::Limiter,
@@ -69,33 +68,12 @@ const LAST_ARRIVALS: Duration = Duration::from_millis(200);
 const BACKGROUND_DRAIN: Duration = Duration::from_secs(5);
 /// How long streams may take to end once they are told to.
 const STREAMS_END: Duration = Duration::from_secs(1);
-/// How long an upgrade waits until the new process can do its work.
-const UPGRADE_DEADLINE: Duration = Duration::from_secs(30);
-/// How often it looks.
-const UPGRADE_LOOK: Duration = Duration::from_millis(50);
 
 /// What runs beside the requests.
 struct Background {
     readiness: Readiness,
     limiter: Arc<Limiter>,
     drain: Drain,
-}
-
-/// What the process listens on, and who does after it.
-struct Sockets {
-    public: TcpListener,
-    admin: TcpListener,
-    next: Next,
-}
-
-/// How the sockets come to the next process.
-enum Next {
-    /// Not at all.
-    None,
-    /// They are offered.
-    Offered(Offer),
-    /// They will be, once the predecessor is relieved.
-    After(Predecessor, PathBuf, Vec<TcpListener>),
 }
 
 /// Why the process stops.
@@ -105,25 +83,6 @@ enum Reason {
     Told,
     /// A new process accepts on our sockets.
     Relieved,
-}
-
-impl Next {
-    /// Now that we accept: relieves the predecessor and takes its place.
-    fn settle(self) -> Option<Offer> {
-        let (predecessor, path, sockets) = match self {
-            Self::None => return None,
-            Self::Offered(offer) => return Some(offer),
-            Self::After(predecessor, path, sockets) => (predecessor, path, sockets),
-        };
-        if let Err(cause) = predecessor.relieve() {
-            warn!(error = %cause, "the old process was gone before it was relieved");
-        }
-        // Too late to fail: whoever is served now shall not suffer for the next upgrade.
-        let offer = Offer::open(&path, sockets);
-        offer
-            .inspect_err(|cause| error!(error = format!("{cause:#}"), "no next upgrade"))
-            .ok()
-    }
 }
 
 /// Runs until a signal, drains, and says how it went.
@@ -139,7 +98,7 @@ pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCo
         limiter,
         drain,
     } = background;
-    let sockets = match runtime.block_on(sockets(options, &readiness)) {
+    let sockets = match runtime.block_on(handover::sockets(options, &readiness)) {
         Ok(sockets) => sockets,
         Err(cause) => {
             lifecycle.stop();
@@ -184,48 +143,6 @@ pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCo
     Ok(code)
 }
 
-/// The sockets to listen on: new ones, or for an upgrade those of the running process, which are
-/// asked for once this one could do its work.
-async fn sockets(options: &RunOptions, readiness: &Readiness) -> anyhow::Result<Sockets> {
-    let path = options.upgrade_sock.as_deref();
-    let mut predecessor = match path.filter(|_| options.upgrade) {
-        Some(path) => Some(predecessor(path, readiness).await?),
-        None => None,
-    };
-    let mut socket = |address: SocketAddr| {
-        let inherited = predecessor.as_mut().and_then(|old| old.socket(address));
-        inherited.map_or_else(|| handover::listen_on(address), Ok)
-    };
-    let (public, admin) = (
-        socket(options.listen)?,
-        socket(options.process.admin_listen)?,
-    );
-    let ours = vec![public.try_clone()?, admin.try_clone()?];
-    let next = match (path, predecessor) {
-        (None, _) => Next::None,
-        (Some(path), None) => Next::Offered(Offer::open(path, ours)?),
-        (Some(path), Some(predecessor)) => Next::After(predecessor, path.to_owned(), ours),
-    };
-    Ok(Sockets {
-        public,
-        admin,
-        next,
-    })
-}
-
-async fn predecessor(path: &Path, readiness: &Readiness) -> anyhow::Result<Predecessor> {
-    let started = Instant::now();
-    loop {
-        let failures = readiness.failures().await;
-        if failures.is_empty() {
-            return Predecessor::ask(path);
-        }
-        let lacks = failures.join("; ");
-        ensure!(started.elapsed() < UPGRADE_DEADLINE, "not ready: {lacks}");
-        tokio::time::sleep(UPGRADE_LOOK).await;
-    }
-}
-
 /// Reaches for every dependency and says what is wrong with them.
 ///
 /// # Errors
@@ -268,11 +185,11 @@ async fn build(
     let tokens = jwks
         .clone()
         .map(|jwks| Tokens::new(jwks, rules(&options.tokens)));
-    let upstreams = Arc::new(Upstreams::new(
-        &options.upstreams,
-        options.upstream_deadline(),
-    ));
-    lifecycle.spawn("upstreams", Arc::clone(&upstreams).resolve(stop()));
+    let upstreams = Arc::new(Upstreams::new(&options.upstreams));
+    lifecycle.spawn("names", Arc::clone(&upstreams).resolve(stop()));
+    lifecycle.spawn("checks", Arc::clone(&upstreams).check(stop()));
+    let rollouts = Arc::clone(&upstreams).follow(Arc::clone(&snapshots), Clock::system(), stop());
+    lifecycle.spawn("rollouts", rollouts);
     let spool = Arc::new(Spool::create(&options.spool_dir, options.spool_max_bytes)?);
     lifecycle.spawn("spool", Arc::clone(&spool).keep_synced(stop()));
     let shipper = Shipper::new(Arc::clone(&spool), options.kafka.clone());
@@ -451,7 +368,7 @@ async fn reach(options: &RunOptions) -> Vec<(&'static str, anyhow::Error)> {
     };
     note("jwks", keys.await);
     note("spool", Spool::probe(&options.spool_dir));
-    for upstream in Upstreams::new(&options.upstreams, options.upstream_deadline()).all() {
+    for upstream in Upstreams::new(&options.upstreams).all() {
         note(upstream.audience.as_str(), upstream.ping().await);
     }
     failures

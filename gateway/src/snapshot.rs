@@ -18,6 +18,8 @@ use contracts::{
 };
 use jiff::Timestamp;
 
+use crate::{rule::Rule, upstream::rollout::Rollout};
+
 /// Everything at one moment.
 #[derive(Debug, Default)]
 pub struct Snapshot {
@@ -29,6 +31,10 @@ pub struct Snapshot {
     pub keys: HashMap<KeyId, Arc<ApiKey>>,
     /// What may not be believed any more.
     pub revoked: Revocations,
+    /// Versions of upstreams on their way in.
+    pub rollouts: Vec<Rollout>,
+    /// What is said about routes, by their numbers; empty where nothing was ever loaded.
+    pub rules: Vec<Option<Arc<Rule>>>,
 }
 
 /// Who pays.
@@ -135,6 +141,12 @@ impl Snapshots {
     #[must_use]
     pub fn load(&self) -> Guard<Arc<Snapshot>> {
         self.current.load()
+    }
+
+    /// The present snapshot, to keep for a while.
+    #[must_use]
+    pub fn load_full(&self) -> Arc<Snapshot> {
+        self.current.load_full()
     }
 
     /// Replaces the snapshot, which was true at `now`.

@@ -18,6 +18,8 @@ use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, NoTls,
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub(crate) mod traffic;
+
 use crate::snapshot::{ApiKey, Identity, Plan, Revocations, Snapshot, Snapshots, Tenant};
 
 /// The schema that is ours.
@@ -169,6 +171,8 @@ async fn load(client: &impl GenericClient) -> anyhow::Result<Snapshot> {
         tenants,
         keys,
         revoked,
+        rollouts: traffic::rollouts(client).await?,
+        rules: traffic::rules(client).await?,
     })
 }
 

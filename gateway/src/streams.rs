@@ -1,5 +1,6 @@
-//! Streams of events: passed on as they come, within limits of number and time, and ended cleanly
-//! when the process stops, so that their clients come back to another one.
+//! Streams of events, server-sent or over a WebSocket: passed on as they come, within limits of
+//! number and time, and ended cleanly when the process stops, so that their clients come back to
+//! another one.
 
 use std::{
     collections::HashMap,
@@ -16,6 +17,7 @@ use http::{StatusCode, Version, header};
 use pingora::{
     Error, ErrorType,
     http::{RequestHeader, ResponseHeader},
+    protocols::http::client::HttpSession,
     proxy::Session,
 };
 use tokio::time::{Instant, sleep_until};
@@ -27,12 +29,15 @@ use crate::{
     proxy::Gateway,
     reject,
     route::Forward,
-    upstream::Begun,
+    upstream::{Begun, Order},
 };
 
 /// Seconds after which a stream may have become free.
 const RETRY_AFTER_SECONDS: u64 = 5;
 const EVENT_STREAM: &str = "text/event-stream";
+/// A WebSocket's last frame from us: close, "going away" (RFC 6455, 5.5.1 and 7.4.1).
+const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
+static NO_BODY: Bytes = Bytes::new();
 
 /// How many streams there may be, and for how long. Clones share the count.
 #[derive(Clone, Debug)]
@@ -139,15 +144,21 @@ pub(crate) async fn serve(
     ctx: &mut Ctx,
     forward: &Forward,
 ) -> Result<(), Stop> {
-    let tenant = ctx.principal.as_ref().map(|who| who.tenant.id);
-    let tenant = tenant.expect("only admitted requests come here");
-    let _permit = gateway.streams.open(tenant)?;
-    let request = request(gateway, session, ctx, forward)?;
-    let begun = gateway.upstreams.open(forward.upstream, &request).await;
+    let _permit = gateway.streams.open(ctx.tenant())?;
+    let deadline = ctx.deadline(gateway.upstream_deadline);
+    let order = Order {
+        audience: forward.upstream,
+        tenant: ctx.tenant(),
+        request: &request(gateway, session, ctx, forward)?,
+        body: &NO_BODY,
+        may_repeat: true,
+        deadline,
+    };
+    let begun = gateway.upstreams.open(&order).await;
     let mut begun = begun.map_err(reject::failure)?;
     Gateway::check_belief(&begun.header, ctx)?;
     if !is_stream(&begun.header) {
-        let answer = gateway.upstreams.finish(begun).await;
+        let answer = gateway.upstreams.finish(begun, deadline).await;
         let mut answer = answer.map_err(reject::failure)?;
         headers::from_upstream(&mut answer.header);
         answer.header.remove_header(&header::TRANSFER_ENCODING);
@@ -165,6 +176,11 @@ pub(crate) async fn serve(
         // Without its last chunk the client sees that the stream is not complete.
         End::Broken => Err(Error::new_up(ErrorType::ConnectionClosed).into()),
         End::Client => Ok(()),
+        End::Complete if session.was_upgraded() => Ok(()),
+        _ if session.was_upgraded() => {
+            let farewell = Bytes::from_static(&GOING_AWAY);
+            Ok(session.write_response_body(Some(farewell), true).await?)
+        }
         _ => Ok(session.write_response_body(None, true).await?),
     }
 }
@@ -178,21 +194,25 @@ fn request(
 ) -> pingora::Result<RequestHeader> {
     let mut request: RequestHeader = session.req_header().clone();
     let ours = headers::Upstream {
-        host: &gateway.upstreams.get(forward.upstream).host,
         assertion: &gateway.assertion(session, ctx, forward, b""),
         traceparent: &ctx.traceparent,
         key: None,
         length: None,
     };
     request.set_version(Version::HTTP_11);
+    let key = request.headers.get(header::SEC_WEBSOCKET_KEY).cloned();
     headers::for_upstream(&mut request, &ours)?;
+    if let Some(key) = key.filter(|_| session.is_upgrade_req()) {
+        headers::ask_for_websocket(&mut request, key)?;
+    }
     Ok(request)
 }
 
 fn is_stream(answer: &ResponseHeader) -> bool {
     let media = answer.headers.get(header::CONTENT_TYPE);
     let media = media.map_or(&b""[..], |value| value.as_bytes());
-    answer.status == StatusCode::OK && media.starts_with(EVENT_STREAM.as_bytes())
+    let sent = answer.status == StatusCode::OK && media.starts_with(EVENT_STREAM.as_bytes());
+    sent || answer.status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Sends the answer's header, after its usage is recorded.
@@ -205,7 +225,10 @@ async fn begin(
     headers::from_upstream(&mut header);
     header.remove_header(&header::TRANSFER_ENCODING);
     header.remove_header(&header::CONTENT_LENGTH);
-    if session.req_header().version == Version::HTTP_11 {
+    if header.status == StatusCode::SWITCHING_PROTOCOLS {
+        header.insert_header(header::CONNECTION, "Upgrade")?;
+        header.insert_header(header::UPGRADE, "websocket")?;
+    } else if session.req_header().version == Version::HTTP_11 {
         header.insert_header(header::TRANSFER_ENCODING, "chunked")?;
     }
     ctx.status = header.status.as_u16();
@@ -225,15 +248,28 @@ async fn pass(gateway: &Gateway, session: &mut Session, begun: &mut Begun) -> En
     let streams = &gateway.streams;
     let over = Instant::now() + streams.longest;
     let mut idle = Instant::now() + streams.idle;
+    let upgraded = session.was_upgraded();
+    if let HttpSession::H1(upstream) = &mut begun.session {
+        upstream.maybe_upgrade_body_writer();
+    }
     loop {
+        let downstream = &mut session.downstream_session;
         let chunk: Bytes = tokio::select! {
             read = begun.session.read_response_body() => match read {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => return End::Complete,
                 Err(_) => return End::Broken,
             },
-            // A client has nothing more to say: whatever comes, it is the end.
-            _ = session.downstream_session.read_body_or_idle(true) => return End::Client,
+            said = downstream.read_body_or_idle(!upgraded) => match said {
+                Ok(Some(said)) if upgraded => {
+                    if begun.session.write_request_body(said, false).await.is_err() {
+                        return End::Broken;
+                    }
+                    continue;
+                }
+                // Where events are sent, a client has nothing to say: it is the end.
+                _ => return End::Client,
+            },
             () = gateway.drain.streams_end() => return End::Drain,
             () = sleep_until(over) => return End::Longest,
             () = sleep_until(idle) => return End::Idle,

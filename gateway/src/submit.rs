@@ -17,7 +17,7 @@ use crate::{
     proxy::{Gateway, target},
     reject,
     route::{Body, Forward, Transaction},
-    upstream::{Answer, Failure},
+    upstream::{Answer, Failure, Order},
 };
 
 /// Answer headers that a replay repeats.
@@ -150,7 +150,6 @@ async fn exchange(
     let mut request: RequestHeader = session.req_header().clone();
     let assertion = gateway.assertion(session, ctx, forward, body);
     let ours = headers::Upstream {
-        host: &gateway.upstreams.get(forward.upstream).host,
         assertion: &assertion,
         traceparent: &ctx.traceparent,
         key,
@@ -158,12 +157,16 @@ async fn exchange(
     };
     request.set_version(http::Version::HTTP_11);
     headers::for_upstream(&mut request, &ours).map_err(|_| Failure::Unreachable)?;
-    // With a key the upstream's record, where it keeps one, knows a repetition.
-    let may_repeat = key.is_some() && transaction.recorded;
-    let upstreams = &gateway.upstreams;
-    let answer = upstreams
-        .exchange(forward.upstream, &request, body, may_repeat)
-        .await?;
+    let order = Order {
+        audience: forward.upstream,
+        tenant: ctx.tenant(),
+        request: &request,
+        body,
+        // With a key the upstream's record, where it keeps one, knows a repetition.
+        may_repeat: key.is_some() && transaction.recorded,
+        deadline: ctx.deadline(gateway.upstream_deadline),
+    };
+    let answer = gateway.upstreams.exchange(&order).await?;
     Gateway::check_belief(&answer.header, ctx).map_err(|_| Failure::Broken)?;
     Ok(answer)
 }

@@ -1,60 +1,66 @@
-//! The APIs behind the gateway: where they are, what they are told about who asks, and a whole
-//! exchange with one through Pingora's pooled connections.
+//! The APIs behind the gateway: which version of each a tenant has, which of its addresses a
+//! request goes to, and what it is told about who asks.
+//!
+//! To pick costs no look-up of a name and no lock: versions, addresses and their state are kept
+//! ready in the background (`upkeep`).
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc};
 
-use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
-use bytes::{Bytes, BytesMut};
 use contracts::{
     assertion::{self, Audience, Claims, LIFETIME_MAX_SECONDS},
-    id::RequestId,
+    id::{RequestId, TenantId},
 };
 use jiff::Timestamp;
 use ops::config::Key32;
-use pingora::{
-    Error, ErrorType, OkOrErr as _,
-    connectors::http::Connector,
-    http::{RequestHeader, ResponseHeader},
-    protocols::http::client::HttpSession,
-    upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
-};
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use pingora::connectors::http::Connector;
+use tokio::sync::Notify;
 
 use crate::{
     auth::Principal,
-    config::{self, UpstreamOptions},
+    config::UpstreamOptions,
+    upstream::{rollout::is_among, version::Version},
 };
 
-/// How often the address of a name is looked up.
-const RESOLVE_EVERY: Duration = Duration::from_secs(5);
-/// How long a look-up may take.
-const RESOLVE_DEADLINE: Duration = Duration::from_secs(2);
+pub mod breaker;
+mod exchange;
+pub mod rollout;
+mod upkeep;
+mod version;
+
+pub use exchange::{Answer, Begun, Failure, Order};
+pub use version::Pick;
+
 /// An assertion lives this much shorter than it may, for clocks that disagree.
 const CLOCK_SKEW_SECONDS: i64 = 5;
-static NO_BODY: Bytes = Bytes::new();
+/// The name of the version that the configuration names.
+const STABLE: &str = "stable";
 
 /// One API.
 #[derive(Debug)]
 pub struct Upstream {
     /// Which one.
     pub audience: Audience,
-    /// Its `host:port`.
-    pub host: String,
     key: Key32,
-    address: ArcSwapOption<SocketAddr>,
+    stable: Arc<Version>,
+    canary: ArcSwapOption<Canary>,
 }
 
 /// All APIs.
 pub struct Upstreams {
     all: Vec<Upstream>,
     connector: Connector,
-    deadline: Duration,
+    check_path: Option<String>,
+    /// Wakes who looks names up.
+    news: Notify,
+}
+
+/// A version on its way in, and who has it.
+#[derive(Debug)]
+struct Canary {
+    version: Arc<Version>,
+    salt: u64,
+    percent: u8,
 }
 
 /// What an assertion says about one request.
@@ -74,70 +80,24 @@ pub struct Facts<'a> {
     pub traceparent: &'a str,
 }
 
-/// An answer of which only the header is read.
-pub struct Begun {
-    /// Status and headers.
-    pub header: ResponseHeader,
-    /// Where the body comes from.
-    pub session: HttpSession,
-    peer: HttpPeer,
-}
-
-/// A captured answer.
-#[derive(Debug)]
-pub struct Answer {
-    /// Status and headers.
-    pub header: ResponseHeader,
-    /// The whole body.
-    pub body: Bytes,
-}
-
-/// Why there is no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// Nothing was sent: the upstream cannot be reached.
-    #[error("cannot be reached")]
-    Unreachable,
-    /// It did not answer in time; whether it acted is unknown.
-    #[error("took too long")]
-    Timeout,
-    /// It closed the connection or answered with nonsense; whether it acted is unknown.
-    #[error("broke off")]
-    Broken,
-    /// It answered with more than may be captured.
-    #[error("answered with too much")]
-    TooLarge,
-}
-
-/// How one attempt failed.
-struct Attempt {
-    failure: Failure,
-    /// Whether the same request may be sent again without the upstream having seen it.
-    unsent: bool,
-    /// Whether a pooled connection may have been closed by the upstream just before.
-    stale: bool,
-}
-
 impl Upstreams {
     /// The APIs of the configuration, none of them found yet.
     #[must_use]
-    pub fn new(options: &UpstreamOptions, deadline: Duration) -> Self {
+    pub fn new(options: &UpstreamOptions) -> Self {
         let all = options.all().map(|(audience, url, key)| {
-            let host = url.host_str().unwrap_or_default();
-            let host = format!("{host}:{}", url.port_or_known_default().unwrap_or(80));
-            let address = host.parse().ok().map(Arc::new);
-            let address = ArcSwapOption::new(address);
+            let host = rollout::host(url);
             Upstream {
                 audience,
-                host,
                 key: key.clone(),
-                address,
+                stable: Arc::new(Version::new(audience.as_str(), STABLE, &host)),
+                canary: ArcSwapOption::empty(),
             }
         });
         Self {
             all: all.into(),
             connector: Connector::new(None),
-            deadline,
+            check_path: options.upstream_check_path.clone(),
+            news: Notify::new(),
         }
     }
 
@@ -156,129 +116,6 @@ impl Upstreams {
     pub fn all(&self) -> &[Upstream] {
         &self.all
     }
-
-    /// Follows names to addresses until the process stops.
-    ///
-    /// # Errors
-    /// Never by itself.
-    pub async fn resolve(self: Arc<Self>, stop: CancellationToken) -> anyhow::Result<()> {
-        loop {
-            for upstream in &self.all {
-                if let Err(error) = upstream.resolve().await {
-                    let error = format!("{error:#}");
-                    warn!(
-                        upstream = upstream.host,
-                        error, "the upstream's name has no address"
-                    );
-                }
-            }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(RESOLVE_EVERY) => {}
-            }
-        }
-    }
-
-    /// Sends a request whole and captures the answer. `may_repeat` says that the upstream knows a
-    /// repetition of this request from a second one.
-    ///
-    /// # Errors
-    /// Why there is no answer.
-    pub async fn exchange(
-        &self,
-        audience: Audience,
-        request: &RequestHeader,
-        body: &Bytes,
-        may_repeat: bool,
-    ) -> Result<Answer, Failure> {
-        let work = async {
-            let begun = self.begin(audience, request, body, may_repeat).await?;
-            self.finish(begun).await
-        };
-        let answer = tokio::time::timeout(self.deadline, work).await;
-        answer.unwrap_or(Err(Failure::Timeout))
-    }
-
-    /// Sends a request without a body and waits for the answer's header.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub async fn open(
-        &self,
-        audience: Audience,
-        request: &RequestHeader,
-    ) -> Result<Begun, Failure> {
-        let work = self.begin(audience, request, &NO_BODY, true);
-        let begun = tokio::time::timeout(self.deadline, work).await;
-        begun.unwrap_or(Err(Failure::Timeout))
-    }
-
-    /// Captures an answer that has begun.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    pub async fn finish(&self, mut begun: Begun) -> Result<Answer, Failure> {
-        let read = tokio::time::timeout(self.deadline, read_body(&mut begun.session)).await;
-        let body = read
-            .map_err(|_| Failure::Timeout)?
-            .map_err(|error| failure(&error))?
-            .ok_or(Failure::TooLarge)?;
-        let idle = Some(config::UPSTREAM_IDLE);
-        self.connector
-            .release_http_session(begun.session, &begun.peer, idle)
-            .await;
-        let header = begun.header;
-        Ok(Answer { header, body })
-    }
-
-    /// Tries twice, where the second time cannot act twice.
-    async fn begin(
-        &self,
-        audience: Audience,
-        request: &RequestHeader,
-        body: &Bytes,
-        may_repeat: bool,
-    ) -> Result<Begun, Failure> {
-        let upstream = self.get(audience);
-        let begun = match self.attempt(upstream, request, body).await {
-            Err(first) if first.unsent || (first.stale && may_repeat) => {
-                self.attempt(upstream, request, body).await
-            }
-            begun => begun,
-        };
-        begun.map_err(|attempt| attempt.failure)
-    }
-
-    async fn attempt(
-        &self,
-        upstream: &Upstream,
-        request: &RequestHeader,
-        body: &Bytes,
-    ) -> Result<Begun, Attempt> {
-        let unsent = |_| Attempt {
-            failure: Failure::Unreachable,
-            unsent: true,
-            stale: false,
-        };
-        let peer = upstream.peer(self.deadline).map_err(unsent)?;
-        let (mut session, reused) = self
-            .connector
-            .get_http_session(&peer)
-            .await
-            .map_err(unsent)?;
-        match begin(&mut session, request, body).await {
-            Ok(header) => Ok(Begun {
-                header,
-                session,
-                peer,
-            }),
-            Err(error) => Err(Attempt {
-                failure: failure(&error),
-                unsent: false,
-                stale: reused,
-            }),
-        }
-    }
 }
 
 impl std::fmt::Debug for Upstreams {
@@ -288,23 +125,25 @@ impl std::fmt::Debug for Upstreams {
 }
 
 impl Upstream {
-    /// Where Pingora connects to. `read_deadline` is how long the upstream may be silent.
+    /// An address of the version that the tenant has, and not the one that `failed` to be reached.
+    /// A version on its way in that has none that is well sends its tenants back; an address that
+    /// is sick is better than none, since what one tenant can cause must not shut the door on the
+    /// others.
     ///
     /// # Errors
-    /// When the upstream's name has no address yet.
-    pub fn peer(&self, read_deadline: Duration) -> pingora::Result<HttpPeer> {
-        let address = self.address.load();
-        let address = address
-            .as_deref()
-            .or_err(ErrorType::ConnectError, "no address yet")?;
-        let mut peer = HttpPeer::new(address, false, String::new());
-        peer.options.connection_timeout = Some(config::CONNECT_DEADLINE);
-        peer.options.total_connection_timeout = Some(config::CONNECT_DEADLINE);
-        peer.options.read_timeout = Some(read_deadline);
-        peer.options.write_timeout = Some(read_deadline);
-        peer.options.idle_timeout = Some(config::UPSTREAM_IDLE);
-        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        Ok(peer)
+    /// When there is none that can be reached.
+    pub fn pick(&self, tenant: TenantId, failed: Option<&Pick>) -> Result<Pick, Failure> {
+        let canary = self.canary.load();
+        let canary = canary
+            .as_ref()
+            .filter(|canary| is_among(tenant, canary.salt, canary.percent));
+        let version = canary.map_or(&self.stable, |canary| &canary.version);
+        version
+            .pick(failed)
+            .or_else(|| canary.and_then(|_| self.stable.pick(failed)))
+            .or_else(|| version.pick(None))
+            .or_else(|| version.pick_sick())
+            .ok_or(Failure::Unreachable)
     }
 
     /// The statement about who asks, bound to one request to this upstream.
@@ -331,76 +170,4 @@ impl Upstream {
         };
         assertion::sign(&claims, self.key.expose())
     }
-
-    /// Whether a connection can be opened.
-    ///
-    /// # Errors
-    /// When it cannot.
-    pub async fn ping(&self) -> anyhow::Result<()> {
-        if self.address.load().is_none() {
-            self.resolve().await?;
-        }
-        let address = self.address.load();
-        let address = address.as_deref().context("no address")?;
-        let connect = tokio::net::TcpStream::connect(address);
-        tokio::time::timeout(config::CONNECT_DEADLINE, connect)
-            .await
-            .context("does not accept connections")??;
-        Ok(())
-    }
-
-    /// Looks the name up; an address written as such stays.
-    async fn resolve(&self) -> anyhow::Result<()> {
-        if self.host.parse::<SocketAddr>().is_ok() {
-            return Ok(());
-        }
-        let look_up = tokio::net::lookup_host(self.host.as_str());
-        let mut found = tokio::time::timeout(RESOLVE_DEADLINE, look_up).await??;
-        let address = found.next().context("the name has no address")?;
-        self.address.store(Some(Arc::new(address)));
-        Ok(())
-    }
-}
-
-fn failure(error: &Error) -> Failure {
-    match error.etype() {
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout,
-        _ => Failure::Broken,
-    }
-}
-
-/// Sends the request and reads the answer's header.
-async fn begin(
-    session: &mut HttpSession,
-    request: &RequestHeader,
-    body: &Bytes,
-) -> pingora::Result<ResponseHeader> {
-    session
-        .write_request_header(Box::new(request.clone()))
-        .await?;
-    if !body.is_empty() {
-        session.write_request_body(body.clone(), true).await?;
-    }
-    session.finish_request_body().await?;
-    loop {
-        session.read_response_header().await?;
-        let header = session
-            .response_header()
-            .or_err(ErrorType::InvalidHTTPHeader, "none read")?;
-        if !header.status.is_informational() {
-            return Ok(header.clone());
-        }
-    }
-}
-
-/// Reads the answer's body; `None` when it is more than may be captured.
-async fn read_body(session: &mut HttpSession) -> pingora::Result<Option<Bytes>> {
-    let mut body = BytesMut::new();
-    while let Some(chunk) = session.read_response_body().await? {
-        if body.len() + chunk.len() > config::ANSWER_MAX_BYTES {
-            return Ok(None);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Some(body.freeze()))
 }

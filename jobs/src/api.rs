@@ -28,6 +28,7 @@ mod create;
 mod follow;
 mod list;
 mod show;
+mod socket;
 mod streams;
 mod view;
 

@@ -30,6 +30,8 @@ pub enum Code {
     ProofNotFound,
     /// The path exists, but not with this method; see `Allow`.
     MethodNotAllowed,
+    /// The route was taken away, after its `Sunset`.
+    Gone,
     /// The request was not received in time.
     RequestTimeout,
     /// A request with this idempotency key is still being worked on.
@@ -60,7 +62,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::JobValidationFailed,
         Self::InvalidRequest,
         Self::IdempotencyKeyRequired,
@@ -70,6 +72,7 @@ impl Code {
         Self::NotFound,
         Self::ProofNotFound,
         Self::MethodNotAllowed,
+        Self::Gone,
         Self::RequestTimeout,
         Self::IdempotencyConflict,
         Self::JobNotCancellable,
@@ -96,6 +99,7 @@ impl Code {
             Self::AccessDenied => StatusCode::FORBIDDEN,
             Self::JobNotFound | Self::NotFound | Self::ProofNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Gone => StatusCode::GONE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::IdempotencyConflict | Self::JobNotCancellable | Self::Conflict => {
                 StatusCode::CONFLICT
@@ -124,6 +128,7 @@ impl Code {
             Self::NotFound => "NOT_FOUND",
             Self::ProofNotFound => "PROOF_NOT_FOUND",
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
+            Self::Gone => "GONE",
             Self::RequestTimeout => "REQUEST_TIMEOUT",
             Self::IdempotencyConflict => "IDEMPOTENCY_CONFLICT",
             Self::JobNotCancellable => "JOB_NOT_CANCELLABLE",
@@ -153,6 +158,7 @@ impl Code {
             Self::NotFound => "There is nothing here",
             Self::ProofNotFound => "There is no proof of this job",
             Self::MethodNotAllowed => "The method is not allowed here",
+            Self::Gone => "The route is gone",
             Self::RequestTimeout => "The request was not received in time",
             Self::IdempotencyConflict => "A request with this idempotency key is in progress",
             Self::JobNotCancellable => "The job cannot be cancelled any more",

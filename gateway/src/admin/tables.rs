@@ -148,7 +148,10 @@ pub(super) async fn revoke_key(client: &impl GenericClient, id: KeyId) -> anyhow
 }
 
 /// Says in words what the tables' constraints refuse.
-fn explain(outcome: Result<u64, tokio_postgres::Error>, what: &str) -> anyhow::Result<u64> {
+pub(super) fn explain(
+    outcome: Result<u64, tokio_postgres::Error>,
+    what: &str,
+) -> anyhow::Result<u64> {
     match outcome.as_ref().err().and_then(|error| error.code()) {
         Some(state) if *state == SqlState::UNIQUE_VIOLATION => bail!("{what} exists already"),
         Some(state) if *state == SqlState::FOREIGN_KEY_VIOLATION => {

@@ -5,8 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{SinkExt as _, StreamExt as _};
 use ops::testing::eventually;
 use reqwest::{Method, Response, StatusCode};
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{
+        self, Message, client::IntoClientRequest as _, protocol::frame::coding::CloseCode,
+    },
+};
 
 use crate::app::{self, App, problem};
 
@@ -94,4 +102,75 @@ async fn streams_end_cleanly_when_they_are_silent_or_old() {
         let line = format!("gateway_streams_ended_total{{reason=\"{reason}\"}} 1");
         assert!(metrics.contains(&line), "{metrics}");
     }
+}
+
+type Socket = WebSocketStream<TcpStream>;
+
+async fn open_socket(app: &App, path: &str, key: &str) -> Result<Socket, tungstenite::Error> {
+    let mut request = format!("ws://{}{path}", app.listen)
+        .into_client_request()
+        .unwrap();
+    let bearer = format!("Bearer {key}").parse().unwrap();
+    request.headers_mut().insert("authorization", bearer);
+    let stream = TcpStream::connect(app.listen).await.unwrap();
+    let (socket, answer) = client_async(request, stream).await?;
+    assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+    Ok(socket)
+}
+
+fn refused(outcome: Result<Socket, tungstenite::Error>) -> u16 {
+    let Err(tungstenite::Error::Http(answer)) = outcome else {
+        return 0;
+    };
+    answer.status().as_u16()
+}
+
+#[tokio::test]
+async fn a_websocket_carries_events_one_way_and_pings_both() {
+    let app = app::start(&[("TENANT_STREAMS_MAX", "1")]).await;
+    let path = "/v1/jobs/job_1/events?after=2";
+    let mut socket = open_socket(&app, path, &app.key).await.unwrap();
+    for number in 1..=3 {
+        let message = socket.next().await.unwrap().unwrap();
+        assert_eq!(message.into_text().unwrap(), format!("event {number}"));
+    }
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(
+        socket.next().await.unwrap().unwrap().into_text().unwrap(),
+        "hello"
+    );
+    let seen = app.upstreams.seen.last();
+    assert_eq!(seen.target, path);
+    assert!(!seen.headers.contains_key("authorization"));
+    // It counts as any other stream, and needs what any other needs.
+    assert_eq!(refused(open_socket(&app, path, &app.key).await), 429);
+    assert_eq!(refused(open_socket(&app, path, "jsk_wrong").await), 401);
+    let list = open_socket(&app, "/v1/jobs", &app.key).await;
+    assert_eq!(refused(list), 400);
+    socket.close(None).await.unwrap();
+    let gone = async || {
+        app.metrics()
+            .await
+            .contains("gateway_streams_open 0")
+            .then_some(())
+    };
+    eventually("it is over", Duration::from_secs(5), gone).await;
+}
+
+#[tokio::test]
+async fn a_websocket_is_closed_in_good_order_when_the_process_ends() {
+    let mut app = app::start(&[]).await;
+    let mut socket = open_socket(&app, "/v1/jobs/job_1/events", &app.key)
+        .await
+        .unwrap();
+    let pid = app.gateway_pid();
+    let kill = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(kill.unwrap().success());
+    let farewell = loop {
+        if let Message::Close(farewell) = socket.next().await.unwrap().unwrap() {
+            break farewell.unwrap();
+        }
+    };
+    assert_eq!(farewell.code, CloseCode::Away);
+    assert_eq!(app.gateway.terminate(Duration::from_secs(5)), Some(0));
 }

@@ -13,7 +13,10 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes, to_bytes},
-    extract::{self, FromRequest, FromRequestParts as _},
+    extract::{
+        self, FromRequest, FromRequestParts as _, WebSocketUpgrade,
+        ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
+    },
     http::{HeaderMap, Method, StatusCode},
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -82,6 +85,19 @@ impl Upstreams {
             tokio::spawn(async { axum::serve(listener, router).await });
         }
         Self { seen, environment }
+    }
+}
+
+impl Upstreams {
+    /// Starts a Jobs API on a socket of the caller's.
+    pub(crate) fn start_at(listener: TcpListener) -> Seen {
+        let (seen, clock) = (Seen::default(), Clock::system());
+        let secret = [Audience::Jobs as u8 + 1; 32];
+        let guard = Guard::new(Audience::Jobs, &secret, move || clock.now(), |_, _| {});
+        let router = guard.protect(routes(seen.clone()));
+        #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+        tokio::spawn(async { axum::serve(listener, router).await });
+        seen
     }
 }
 
@@ -224,8 +240,27 @@ async fn echo(Noted(request): Noted) -> Response {
     axum::Json(json!({ "claims": request.claims })).into_response()
 }
 
+/// Three text messages, then an echo until the client closes.
+async fn talk(mut socket: WebSocket) {
+    for number in 1..=3 {
+        let text = format!("event {number}");
+        socket.send(Message::text(text)).await.unwrap();
+    }
+    while let Some(Ok(message)) = socket.recv().await {
+        if socket.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Three events, the later two only after a while; a job's id may ask for more, or for silence.
-async fn events(Noted(request): Noted) -> Response {
+async fn events(
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    Noted(request): Noted,
+) -> Response {
+    if let Ok(upgrade) = upgrade {
+        return upgrade.on_upgrade(talk);
+    }
     let (count, pause) = match request.target.split('/').nth(3) {
         Some("job_endless") => (u64::MAX, Duration::from_millis(50)),
         Some("job_silent") => (2, Duration::from_mins(5)),

@@ -1,13 +1,15 @@
 //! `GET /v1/jobs/{job_id}/events`: server-sent events, from the first one or from the one after
 //! `Last-Event-ID`, until the last event that the job will have.
 //!
+//! A client that asks for a WebSocket gets the same events as text messages (`socket`).
+//!
 //! A stream looks at its job's events at an interval, and holds no connection while it waits.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use axum::{
-    extract::State,
-    http::{HeaderMap, StatusCode},
+    extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
+    http::{HeaderMap, StatusCode, header},
     response::{
         IntoResponse as _, Response, Sse,
         sse::{Event, KeepAlive},
@@ -18,12 +20,13 @@ use contracts::{
     assertion::Scope,
     id::{JobId, TenantId},
     problem::{Code, Problem},
-    server::{Path, Principal},
+    server::{Path, Principal, Query},
 };
-use futures::stream;
+use futures::{Stream, StreamExt as _, stream};
+use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Api, streams::Permit, view::view};
+use super::{Api, socket, streams::Permit, view::view};
 use crate::{
     job::{Confirmation, Job, is_last},
     store::Told,
@@ -32,7 +35,7 @@ use crate::{
 /// How often a stream looks for new events.
 const POLL: Duration = Duration::from_millis(250);
 /// How often a silent stream shows that it lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Longest life of one stream; the client then comes back with its `Last-Event-ID`.
 const STREAM_MAX: Duration = Duration::from_mins(15);
 /// How long a client waits before it comes back.
@@ -40,17 +43,30 @@ const COME_BACK: Duration = Duration::from_secs(1);
 /// Seconds after which a stream may have become free.
 const RETRY_AFTER_SECONDS: u64 = 5;
 
+/// From where a client follows that cannot send `Last-Event-ID`, as a browser's WebSocket.
+#[derive(Debug, Deserialize)]
+pub(super) struct From {
+    after: Option<u64>,
+}
+
 /// Follows a job.
 pub(super) async fn follow(
     State(api): State<Api>,
     principal: Principal,
     Path(id): Path<String>,
+    Query(from): Query<From>,
     headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     principal.require_one_of(&Scope::READ_JOBS)?;
     let job = api.visible(&principal, &id).await?.job;
-    let after = last_event_id(&headers)?;
-    if after >= job.events && is_settled(&job) {
+    let after = match from.after {
+        Some(after) => in_range(after)?,
+        None => last_event_id(&headers)?,
+    };
+    let over = after >= job.events && is_settled(&job);
+    let wants_socket = headers.contains_key(header::UPGRADE);
+    if over && !wants_socket {
         // Which tells an EventSource not to come back.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -67,12 +83,17 @@ pub(super) async fn follow(
         job: job.facts.id,
         after,
         found: VecDeque::new(),
-        over: false,
+        over,
         until: Instant::now() + STREAM_MAX,
         _permit: permit,
     };
     let events = stream::unfold(following, Following::next);
-    Ok(Sse::new(events)
+    if wants_socket {
+        let upgrade =
+            upgrade.map_err(|refused| Problem::new(Code::InvalidRequest, refused.body_text()))?;
+        return Ok(socket::answer(upgrade, events));
+    }
+    Ok(Sse::new(as_sse(events))
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
         .into_response())
 }
@@ -90,11 +111,17 @@ struct Following {
 }
 
 impl Following {
-    async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
+    async fn next(mut self) -> Option<(JobEventView, Self)> {
         loop {
             if let Some((told, job)) = self.found.pop_front() {
                 self.after = told.number;
-                return Some((Ok(event(&told, job)?), self));
+                let event = JobEventView {
+                    event_number: told.number,
+                    event_type: told.event_type,
+                    occurred_at: told.at,
+                    job,
+                };
+                return Some((event, self));
             }
             if self.over || self.api.stopping.is_cancelled() || Instant::now() >= self.until {
                 return None;
@@ -127,19 +154,17 @@ impl Following {
     }
 }
 
-fn event(told: &Told, job: JobView) -> Option<Event> {
-    let data = JobEventView {
-        event_number: told.number,
-        event_type: told.event_type,
-        occurred_at: told.at,
-        job,
-    };
-    Event::default()
-        .id(told.number.to_string())
-        .event(told.event_type.as_str())
-        .retry(COME_BACK)
-        .json_data(data)
-        .ok()
+/// Events as an `EventSource` reads them.
+fn as_sse(
+    events: impl Stream<Item = JobEventView>,
+) -> impl Stream<Item = Result<Event, axum::Error>> {
+    events.map(|event| {
+        Event::default()
+            .id(event.event_number.to_string())
+            .event(event.event_type.as_str())
+            .retry(COME_BACK)
+            .json_data(event)
+    })
 }
 
 /// Whether every event of the job has happened.
@@ -152,7 +177,13 @@ fn last_event_id(headers: &HeaderMap) -> Result<u64, Problem> {
         return Ok(0);
     };
     let number = value.to_str().ok().and_then(|text| text.parse().ok());
-    number
-        .filter(|number| i64::try_from(*number).is_ok())
-        .ok_or_else(|| Problem::new(Code::InvalidRequest, "Last-Event-ID is not one of ours."))
+    in_range(number.unwrap_or(u64::MAX))
+}
+
+fn in_range(number: u64) -> Result<u64, Problem> {
+    if i64::try_from(number).is_ok() {
+        return Ok(number);
+    }
+    let detail = "The event's number is not one of ours.";
+    Err(Problem::new(Code::InvalidRequest, detail))
 }

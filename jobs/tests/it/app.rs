@@ -1,7 +1,7 @@
 //! The service under test, with verbs of its domain: a database of its own, a clock set by hand,
 //! the router called as the gateway would.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
@@ -27,6 +27,7 @@ use ops::{
     testing::{self, TestDatabase},
 };
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -123,20 +124,35 @@ impl TestApp {
         request: Request<String>,
     ) -> axum::response::Response {
         let (mut parts, body) = request.into_parts();
-        let claims = Claims {
-            method: parts.method.to_string(),
-            path: parts.uri.to_string(),
-            body_sha256: sha256_hex(body.as_bytes()),
-            expires_at: self.clock.now().as_second() + 20,
-            ..who.claims.clone()
-        };
-        let assertion = sign(&claims, self.key.expose()).parse().unwrap();
-        parts.headers.insert(HEADER, assertion);
+        let path = parts.uri.to_string();
+        let assertion = self.assertion(who, parts.method.as_str(), &path, body.as_bytes());
+        parts.headers.insert(HEADER, assertion.parse().unwrap());
         self.router
             .clone()
             .oneshot(Request::from_parts(parts, Body::from(body)))
             .await
             .unwrap()
+    }
+
+    /// What the gateway says about a request.
+    pub(crate) fn assertion(&self, who: &Who, method: &str, path: &str, body: &[u8]) -> String {
+        let claims = Claims {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            body_sha256: sha256_hex(body),
+            expires_at: self.clock.now().as_second() + 20,
+            ..who.claims.clone()
+        };
+        sign(&claims, self.key.expose())
+    }
+
+    /// Serves the API on a socket of its own.
+    pub(crate) async fn serve(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, router) = (listener.local_addr().unwrap(), self.router.clone());
+        #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+        tokio::spawn(async { axum::serve(listener, router).await });
+        address
     }
 
     pub(crate) async fn ask(&self, who: &Who, request: Request<String>) -> Answer {

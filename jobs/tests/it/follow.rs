@@ -6,9 +6,15 @@ use axum::{
     body::to_bytes,
     http::{Request, StatusCode},
 };
-use futures::future::join;
+use contracts::assertion::HEADER;
+use futures::{StreamExt as _, future::join};
 use jobs::store::{Batch, Place, confirm};
 use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    client_async,
+    tungstenite::{Message, client::IntoClientRequest as _},
+};
 
 use crate::{
     app::{PATIENCE, TestApp, Who, digest, sealed},
@@ -130,4 +136,35 @@ async fn one_tenant_opens_no_more_streams_than_its_share() {
     assert_eq!(app.send(&other, others).await.status(), StatusCode::OK);
     drop((first, second));
     assert_eq!(app.send(&who, request()).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_websocket_tells_the_same_from_the_event_that_is_asked_for() {
+    let app = TestApp::start().await;
+    let who = app.somebody();
+    let job = app.submit(&who, &digest("a")).await;
+    app.worker(1).step().await.unwrap();
+    let path = format!("/v1/jobs/{job}/events?after=1");
+    let address = app.serve().await;
+    let mut request = format!("ws://{address}{path}")
+        .into_client_request()
+        .unwrap();
+    let assertion = app.assertion(&who, "GET", &path, b"").parse().unwrap();
+    request.headers_mut().insert(HEADER, assertion);
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut socket, _) = client_async(request, stream).await.unwrap();
+    let mut told = Vec::new();
+    while let Some(message) = socket.next().await {
+        match message.unwrap() {
+            Message::Text(text) => {
+                let event: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(event["job"]["job_id"], job);
+                let kind = event["type"].as_str().unwrap().to_owned();
+                told.push((event["event_number"].as_u64().unwrap(), kind));
+            }
+            Message::Close(_) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(told, expected(&[(2, "started"), (3, "completed")]));
 }

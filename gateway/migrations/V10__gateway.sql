@@ -6,6 +6,11 @@ CREATE TABLE gateway.plans (
     burst       int NOT NULL CHECK (burst > 0),
     per_hour    int NOT NULL CHECK (per_hour > 0),
     active_jobs int NOT NULL CHECK (active_jobs > 0),
+    -- Compute units a month; NULL is no limit. Beyond them and the soft buffer, submissions are
+    -- refused, or go on as overage.
+    monthly_cu     bigint   CHECK (monthly_cu >= 0),
+    buffer_percent smallint NOT NULL DEFAULT 10 CHECK (buffer_percent BETWEEN 0 AND 100),
+    overage        boolean  NOT NULL DEFAULT false,
     priority    smallint NOT NULL CHECK (priority BETWEEN 1 AND 9),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -14,6 +19,8 @@ CREATE TABLE gateway.tenants (
     id         uuid PRIMARY KEY,
     name       text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
     plan       text NOT NULL REFERENCES gateway.plans,
+    -- Whether a second job with the same content within a day is refused.
+    unique_content boolean NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
@@ -39,6 +46,12 @@ CREATE TABLE gateway.revocations (
     value      text NOT NULL CHECK (length(value) BETWEEN 1 AND 256),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (kind, value)
+);
+
+-- Where gateways ever counted: a Redis that is empty under a known prefix was flushed.
+CREATE TABLE gateway.redis_prefixes (
+    prefix     text PRIMARY KEY,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
 -- One row: gateways look whether it moved, and load everything only then.

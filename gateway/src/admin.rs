@@ -61,6 +61,9 @@ enum TenantCommand {
         /// Its plan.
         #[arg(long, default_value = "default")]
         plan: String,
+        /// Refuse a second job with the same content within a day, naming the first.
+        #[arg(long)]
+        unique_content: bool,
     },
     /// List tenants.
     List,
@@ -96,6 +99,15 @@ struct NewPlan {
     /// Requests an hour.
     #[arg(long, default_value_t = 10_000)]
     per_hour: i32,
+    /// Compute units a month (1,024 bytes of payload each); without it they are not bounded.
+    #[arg(long)]
+    monthly_cu: Option<i64>,
+    /// How many percent beyond them are let through before submissions are refused.
+    #[arg(long, default_value_t = 10, value_name = "PERCENT")]
+    soft_buffer: i16,
+    /// Let submissions go on beyond that too; they are billed.
+    #[arg(long)]
+    overage: bool,
     /// Unfinished jobs.
     #[arg(long, default_value_t = 100)]
     active_jobs: i32,
@@ -161,9 +173,13 @@ async fn carry_out(
             json!({ "plan": plan.name })
         }
         Action::Plan(PlanCommand::List) => tables::list_plans(client).await?,
-        Action::Tenant(TenantCommand::Create { name, plan }) => {
+        Action::Tenant(TenantCommand::Create {
+            name,
+            plan,
+            unique_content,
+        }) => {
             let id = TenantId::generate(clock.now());
-            tables::insert_tenant(client, id, &name, &plan).await?;
+            tables::insert_tenant(client, id, &name, &plan, unique_content).await?;
             json!({ "tenant_id": id })
         }
         Action::Tenant(TenantCommand::List) => tables::list_tenants(client).await?,
@@ -243,6 +259,9 @@ fn plan_json(plan: &Plan) -> Value {
         "per_minute": plan.per_minute,
         "burst": plan.burst,
         "per_hour": plan.per_hour,
+        "monthly_cu": plan.quota.map(|quota| quota.units),
+        "soft_buffer": plan.quota.map(|quota| quota.buffer_percent),
+        "overage": plan.quota.map(|quota| quota.overage),
         "active_jobs": plan.active_jobs,
         "priority": plan.priority,
     })

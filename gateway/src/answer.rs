@@ -108,6 +108,12 @@ impl Gateway {
                 answer.insert_header(name, value)?;
             }
         }
+        if let Some(used) = &ctx.quota {
+            // Lists may stand in several fields of a name (RFC 9651 section 4.2).
+            for (name, value) in used.fields(self.clock.now()) {
+                answer.append_header(name, value)?;
+            }
+        }
         if ctx.replayed {
             answer.insert_header(idempotency::REPLAYED, "true")?;
         }

@@ -17,7 +17,7 @@ use crate::{
     auth::Principal,
     drain::InFlight,
     headers,
-    limit::Verdict,
+    limit::{Verdict, quota::Used},
     route::{Forward, ROUTES, Route},
 };
 
@@ -40,6 +40,8 @@ pub struct Ctx {
     pub principal: Option<Principal>,
     /// How they stand with their limits, once they are counted.
     pub verdict: Option<Verdict>,
+    /// How they stand with the month's compute units, once they are charged.
+    pub quota: Option<Used>,
     /// The answer's status; zero before there is one.
     pub status: u16,
     /// The answer's problem, if it is one.
@@ -87,6 +89,7 @@ impl Ctx {
             route: None,
             principal: None,
             verdict: None,
+            quota: None,
             status: 0,
             code: None,
             request_bytes: 0,

@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use crate::{
     limit::{
         bucket::{POLICIES, Policy, Taken},
+        generation::Generation,
         lease::{Decision, Denied, Outcome, Standing, Tokens},
     },
     redis::{Redis, Script, Unavailable},
@@ -30,13 +31,15 @@ use crate::{
 };
 
 pub mod bucket;
+pub mod generation;
 pub mod lease;
+pub mod quota;
 
 /// Most requests that one trip to Redis asks tokens for.
 const ASK_MAX: u32 = 1_000;
 
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(crate) const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+pub(crate) const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -45,6 +48,7 @@ const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 #[derive(Debug)]
 pub struct Limiter {
     redis: Redis,
+    generation: Generation,
     script: Script,
     gateways: u32,
     started: Instant,
@@ -69,13 +73,14 @@ pub struct Verdict {
 }
 
 impl Limiter {
-    /// Limits shared through `redis` by at most `gateways`.
+    /// Limits shared through `redis`, of this generation, by at most `gateways`.
     #[must_use]
-    pub fn new(redis: Redis, gateways: u32) -> Self {
+    pub fn new(redis: Redis, generation: Generation, gateways: u32) -> Self {
         let script = Script::new(include_str!("limit/take.lua"));
         let (started, tenants) = (Instant::now(), RwLock::default());
         Self {
             redis,
+            generation,
             script,
             gateways,
             started,
@@ -117,10 +122,10 @@ impl Limiter {
         };
         for (tenant, local) in tenants {
             let now = self.now_ms();
-            let (left, policies) = local.with(|tokens| (tokens.surrender(now), *tokens.policies()));
+            let left = local.with(|tokens| tokens.surrender(now));
             if left > 0 {
                 // Unreturned tokens come back by themselves: nothing is lost by a failure.
-                self.take(tenant, &policies, -i64::from(left)).await.ok();
+                self.take(tenant, &local, -i64::from(left)).await.ok();
             }
         }
     }
@@ -135,9 +140,8 @@ impl Limiter {
             return outcome;
         }
         let want = want.max(waiting).min(ASK_MAX);
-        let policies = Policy::of(&tenant.plan);
         let asked_ms = self.now_ms();
-        let taken = self.take(tenant.id, &policies, i64::from(want)).await;
+        let taken = self.take(tenant.id, local, i64::from(want)).await;
         let outcome = local.with(|tokens| match &taken {
             Ok(taken) => tokens.granted(taken, asked_ms),
             Err(Unavailable) => tokens.without_redis(self.now_ms()),
@@ -146,13 +150,14 @@ impl Limiter {
         outcome
     }
 
-    async fn take(
-        &self,
-        tenant: TenantId,
-        policies: &[Policy; POLICIES],
-        want: i64,
-    ) -> Result<Taken, Unavailable> {
-        let mut arguments = vec![Value::from(want)];
+    async fn take(&self, tenant: TenantId, local: &Local, want: i64) -> Result<Taken, Unavailable> {
+        let now = self.now_ms();
+        let (policies, expected) = local.with(|tokens| (*tokens.policies(), tokens.expected(now)));
+        let mut arguments = vec![
+            Value::from(want),
+            Value::from(self.generation.born_ms().to_string()),
+            Value::from(i64::from(expected)),
+        ];
         for policy in policies {
             arguments.push(Value::from(policy.capacity.to_string()));
             arguments.push(Value::from(policy.per_ms.to_string()));

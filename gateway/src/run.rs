@@ -12,7 +12,7 @@ use ops::{
     clock::Clock,
     config::EXIT_UNAVAILABLE,
     lifecycle::Lifecycle,
-    postgres,
+    postgres::{self, Pool},
     telemetry::Telemetry,
 };
 use pingora::{
@@ -36,7 +36,7 @@ use crate::{
     drain::Drain,
     health::Doctor,
     idempotency::Idempotency,
-    limit::Limiter,
+    limit::{Limiter, generation::Generation, quota::Seeder},
     pages::Pages,
     proxy::Gateway,
     redis::Redis,
@@ -149,8 +149,10 @@ async fn build(
     lifecycle.spawn("snapshot", follow);
     let redis = redis(options)?;
     redis.start().await;
-    let limiter = Arc::new(Limiter::new(redis.clone(), options.gateways_max));
-    let idempotency = Idempotency::new(redis.clone(), options.upstream_deadline());
+    let limiter = Arc::new(limiter(options, &redis, &pool, lifecycle).await);
+    let (seeder, seeding) = Seeder::new(redis.clone(), &options.upstreams, Clock::system())?;
+    lifecycle.spawn("quota", seeding.run(stop()));
+    let idempotency = Idempotency::new(redis.clone(), seeder, options.upstream_deadline());
     let jwks = jwks(&options.tokens)?;
     if let Some(jwks) = &jwks {
         lifecycle.spawn("jwks", Arc::clone(jwks).follow(stop()));
@@ -204,6 +206,22 @@ async fn build(
         drain,
     };
     Ok((gateway, background))
+}
+
+/// The limiter, with what follows whether Redis lost its buckets.
+async fn limiter(
+    options: &RunOptions,
+    redis: &Redis,
+    pool: &Pool,
+    lifecycle: &Lifecycle,
+) -> Limiter {
+    let generation = Generation::default();
+    // Before the first request, if possible: after a flush buckets start empty.
+    generation.look(redis, pool).await.ok();
+    let stop = lifecycle.stopping();
+    let follow = generation.clone().follow(redis.clone(), pool.clone(), stop);
+    lifecycle.spawn("generation", follow);
+    Limiter::new(redis.clone(), generation, options.gateways_max)
 }
 
 fn readiness(

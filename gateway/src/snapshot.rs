@@ -18,6 +18,8 @@ use contracts::{
 };
 use jiff::Timestamp;
 
+use crate::limit::quota::Quota;
+
 /// Everything at one moment.
 #[derive(Debug, Default)]
 pub struct Snapshot {
@@ -38,6 +40,8 @@ pub struct Tenant {
     pub id: TenantId,
     /// What they bought.
     pub plan: Arc<Plan>,
+    /// Whether a second job with the same content within a day is refused.
+    pub unique_content: bool,
 }
 
 /// What a tenant may use.
@@ -51,6 +55,8 @@ pub struct Plan {
     pub burst: u32,
     /// Requests an hour.
     pub per_hour: u32,
+    /// Compute units a month, if they are bounded.
+    pub quota: Option<Quota>,
     /// Unfinished jobs.
     pub active_jobs: u32,
     /// How early its jobs' turn comes, 1 to 9.

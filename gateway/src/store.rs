@@ -18,7 +18,10 @@ use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, NoTls,
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::snapshot::{ApiKey, Identity, Plan, Revocations, Snapshot, Snapshots, Tenant};
+use crate::{
+    limit::quota::Quota,
+    snapshot::{ApiKey, Identity, Plan, Revocations, Snapshot, Snapshots, Tenant},
+};
 
 /// The schema that is ours.
 pub const SCHEMA: &str = "gateway";
@@ -152,6 +155,7 @@ async fn load(client: &impl GenericClient) -> anyhow::Result<Snapshot> {
             Arc::new(Tenant {
                 id,
                 plan: Arc::clone(plan),
+                unique_content: row.get("unique_content"),
             }),
         );
     }
@@ -174,7 +178,8 @@ async fn load(client: &impl GenericClient) -> anyhow::Result<Snapshot> {
 
 async fn plans(client: &impl GenericClient) -> anyhow::Result<HashMap<String, Arc<Plan>>> {
     let sql = "-- gateway.plans\n\
-               SELECT name, per_minute, burst, per_hour, active_jobs, priority\n\
+               SELECT name, per_minute, burst, per_hour, monthly_cu, buffer_percent, overage,\n    \
+               active_jobs, priority\n\
                FROM gateway.plans";
     let rows = client.query(sql, &[]).await?;
     let named = rows.iter().map(|row| {
@@ -187,7 +192,16 @@ async fn plans(client: &impl GenericClient) -> anyhow::Result<HashMap<String, Ar
 /// The plan that a row with all its columns is.
 pub(crate) fn plan(row: &Row) -> anyhow::Result<Plan> {
     let count = |column: &str| u32::try_from(row.get::<_, i32>(column));
+    let units: Option<i64> = row.get("monthly_cu");
+    let quota = units.map(|units| {
+        anyhow::Ok(Quota {
+            units: units.try_into()?,
+            buffer_percent: row.get::<_, i16>("buffer_percent").try_into()?,
+            overage: row.get("overage"),
+        })
+    });
     Ok(Plan {
+        quota: quota.transpose()?,
         name: row.get("name"),
         per_minute: count("per_minute")?,
         burst: count("burst")?,
@@ -200,7 +214,7 @@ pub(crate) fn plan(row: &Row) -> anyhow::Result<Plan> {
 async fn tenant_rows(client: &impl GenericClient) -> Result<Vec<Row>, tokio_postgres::Error> {
     client
         .query(
-            "-- gateway.tenants\nSELECT id, plan FROM gateway.tenants",
+            "-- gateway.tenants\nSELECT id, plan, unique_content FROM gateway.tenants",
             &[],
         )
         .await

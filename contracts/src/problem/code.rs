@@ -34,6 +34,8 @@ pub enum Code {
     RequestTimeout,
     /// A request with this idempotency key is still being worked on.
     IdempotencyConflict,
+    /// A job with the same content was submitted before; `job_id` names it.
+    DuplicateJob,
     /// The job has ended and cannot be cancelled.
     JobNotCancellable,
     /// The request conflicts with the state of the thing.
@@ -60,7 +62,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::JobValidationFailed,
         Self::InvalidRequest,
         Self::IdempotencyKeyRequired,
@@ -72,6 +74,7 @@ impl Code {
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::IdempotencyConflict,
+        Self::DuplicateJob,
         Self::JobNotCancellable,
         Self::Conflict,
         Self::PayloadTooLarge,
@@ -97,9 +100,10 @@ impl Code {
             Self::JobNotFound | Self::NotFound | Self::ProofNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::IdempotencyConflict | Self::JobNotCancellable | Self::Conflict => {
-                StatusCode::CONFLICT
-            }
+            Self::IdempotencyConflict
+            | Self::DuplicateJob
+            | Self::JobNotCancellable
+            | Self::Conflict => StatusCode::CONFLICT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::InvalidContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
@@ -126,6 +130,7 @@ impl Code {
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             Self::RequestTimeout => "REQUEST_TIMEOUT",
             Self::IdempotencyConflict => "IDEMPOTENCY_CONFLICT",
+            Self::DuplicateJob => "DUPLICATE_JOB",
             Self::JobNotCancellable => "JOB_NOT_CANCELLABLE",
             Self::Conflict => "CONFLICT",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
@@ -155,6 +160,7 @@ impl Code {
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request was not received in time",
             Self::IdempotencyConflict => "A request with this idempotency key is in progress",
+            Self::DuplicateJob => "The same job was submitted before",
             Self::JobNotCancellable => "The job cannot be cancelled any more",
             Self::Conflict => "The request conflicts with the present state",
             Self::PayloadTooLarge => "The body is too large",

@@ -8,7 +8,7 @@ use contracts::{
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio_postgres::{GenericClient, Row, error::SqlState};
+use tokio_postgres::{GenericClient, Row, error::SqlState, types::ToSql};
 
 use crate::{admin::NewPlan, store};
 
@@ -28,20 +28,34 @@ pub(super) struct KeyRow<'a> {
 pub(super) async fn insert_plan(client: &impl GenericClient, plan: &NewPlan) -> anyhow::Result<()> {
     let sql = "-- gateway.insert_plan\n\
                INSERT INTO gateway.plans\n    \
-               (name, per_minute, burst, per_hour, active_jobs, priority)\n\
-               VALUES ($1, $2, $3, $4, $5, $6)";
+               (name, per_minute, burst, per_hour, monthly_cu, buffer_percent, overage,\n    \
+               active_jobs, priority)\n\
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     let NewPlan {
         name,
         per_minute,
         burst,
         per_hour,
+        monthly_cu,
+        soft_buffer,
+        overage,
         active_jobs,
         priority,
     } = plan;
     let inserted = client
         .execute(
             sql,
-            &[name, per_minute, burst, per_hour, active_jobs, priority],
+            &[
+                name,
+                per_minute,
+                burst,
+                per_hour,
+                monthly_cu,
+                soft_buffer,
+                overage,
+                active_jobs,
+                priority,
+            ],
         )
         .await;
     explain(inserted, &format!("plan {name}")).map(drop)
@@ -49,7 +63,8 @@ pub(super) async fn insert_plan(client: &impl GenericClient, plan: &NewPlan) -> 
 
 pub(super) async fn list_plans(client: &impl GenericClient) -> anyhow::Result<Value> {
     let sql = "-- gateway.list_plans\n\
-               SELECT name, per_minute, burst, per_hour, active_jobs, priority\n\
+               SELECT name, per_minute, burst, per_hour, monthly_cu, buffer_percent, overage,\n    \
+               active_jobs, priority\n\
                FROM gateway.plans ORDER BY name";
     let rows = client.query(sql, &[]).await?;
     rows.iter()
@@ -62,22 +77,27 @@ pub(super) async fn insert_tenant(
     id: TenantId,
     name: &str,
     plan: &str,
+    unique_content: bool,
 ) -> anyhow::Result<()> {
     let sql = "-- gateway.insert_tenant\n\
-               INSERT INTO gateway.tenants (id, name, plan) VALUES ($1, $2, $3)";
-    let inserted = client.execute(sql, &[&id.uuid(), &name, &plan]).await;
+               INSERT INTO gateway.tenants (id, name, plan, unique_content)\n\
+               VALUES ($1, $2, $3, $4)";
+    let row: [&(dyn ToSql + Sync); 4] = [&id.uuid(), &name, &plan, &unique_content];
+    let inserted = client.execute(sql, &row).await;
     explain(inserted, &format!("tenant with plan {plan}")).map(drop)
 }
 
 pub(super) async fn list_tenants(client: &impl GenericClient) -> anyhow::Result<Value> {
     let sql = "-- gateway.list_tenants\n\
-               SELECT id, name, plan, created_at FROM gateway.tenants ORDER BY id";
+               SELECT id, name, plan, unique_content, created_at\n\
+               FROM gateway.tenants ORDER BY id";
     let rows = client.query(sql, &[]).await?;
     let tenant = |row: &Row| {
         json!({
             "tenant_id": TenantId::from_uuid(row.get("id")),
             "name": row.get::<_, &str>("name"),
             "plan": row.get::<_, &str>("plan"),
+            "unique_content": row.get::<_, bool>("unique_content"),
             "created_at": row.get::<_, Timestamp>("created_at"),
         })
     };

@@ -20,6 +20,8 @@ pub struct Tokens {
     gateways: u32,
     left: u32,
     void_at_ms: u64,
+    /// Until then the shared buckets remember us.
+    kept_until_ms: u64,
     denied: Option<Denied>,
     remaining: [u32; POLICIES],
     traffic: Traffic,
@@ -84,6 +86,7 @@ impl Tokens {
             gateways,
             left: 0,
             void_at_ms: 0,
+            kept_until_ms: 0,
             denied: None,
             remaining: [0; POLICIES],
             traffic,
@@ -101,6 +104,12 @@ impl Tokens {
     #[must_use]
     pub fn policies(&self) -> &[Policy; POLICIES] {
         &self.policies
+    }
+
+    /// Whether the shared buckets must still be there: if they are not, they were lost.
+    #[must_use]
+    pub fn expected(&self, now_ms: u64) -> bool {
+        now_ms < self.kept_until_ms
     }
 
     /// Decides on a request, without a trip if possible.
@@ -129,6 +138,8 @@ impl Tokens {
     /// the first to spend it.
     pub fn granted(&mut self, taken: &Taken, asked_ms: u64) -> Outcome {
         self.own = None;
+        let kept = self.policies.iter().map(Policy::ms_to_fill).max();
+        self.kept_until_ms = asked_ms + kept.unwrap_or(0);
         let outcome = self.receive(taken, asked_ms);
         if let Outcome::Deny(_, denied) = outcome {
             self.denied = Some(denied);
@@ -236,6 +247,7 @@ mod tests {
             per_minute,
             burst,
             per_hour,
+            quota: None,
             active_jobs: 1,
             priority: 5,
         })

@@ -6,10 +6,15 @@
 mod admin;
 mod app;
 mod bad_input;
+mod fleet;
 mod idempotency;
 mod issuer;
 mod life;
 mod limits;
+mod matrix;
 mod passage;
+mod quota;
+mod redis;
+mod shared_limits;
 mod spool;
 mod upstream;

@@ -33,7 +33,7 @@ use tokio::{
 
 /// What reached one upstream.
 #[derive(Clone, Default)]
-pub(crate) struct Seen(Arc<Mutex<Vec<Request>>>);
+pub(crate) struct Seen(Arc<Mutex<Vec<Request>>>, Arc<AtomicUsize>);
 
 /// One request as it arrived.
 #[derive(Clone)]
@@ -94,6 +94,11 @@ impl Seen {
     /// How many requests arrived.
     pub(crate) fn count(&self) -> usize {
         self.0.lock().unwrap().len()
+    }
+
+    /// Has metering say that so many compute units were used in the month.
+    pub(crate) fn used(&self, units: usize) {
+        self.1.store(units, Ordering::SeqCst);
     }
 
     /// The last one that arrived.
@@ -162,6 +167,7 @@ fn routes(seen: Seen) -> Router {
     Router::new()
         .route("/v1/jobs", post(submit).get(echo))
         .route("/v1/jobs/{job_id}/events", get(events))
+        .route("/v1/usage", get(usage))
         .route("/v1/webhooks/endpoints", post(secret).get(echo))
         .route("/v1/{*rest}", any(echo))
         .with_state(seen)
@@ -186,7 +192,10 @@ impl FromRequest<Seen> for Noted {
             body,
             claims,
         };
-        seen.0.lock().unwrap().push(request.clone());
+        // What the gateway asks by itself, nobody sent.
+        if request.claims.subject.as_str() != "gateway" {
+            seen.0.lock().unwrap().push(request.clone());
+        }
         Ok(Self(request))
     }
 }
@@ -202,15 +211,27 @@ async fn submit(Noted(request): Noted) -> Response {
         tokio::time::sleep(Duration::from_millis(milliseconds.parse().unwrap())).await;
     }
     let id = JobId::generate(Clock::system().now());
+    if text == "streamed" {
+        // Of a length that is not announced.
+        let parts = ["{\"job_id\":\"", &id.to_string(), "\"}"].map(str::to_owned);
+        let stream = futures::stream::iter(parts.map(Ok::<_, std::io::Error>));
+        let headers = [
+            ("content-type", "application/json"),
+            ("location", "/v1/jobs/x"),
+        ];
+        return (StatusCode::ACCEPTED, headers, Body::from_stream(stream)).into_response();
+    }
     let filling = if text == "big" {
         "x".repeat(100_000)
     } else {
         String::new()
     };
-    let headers = [
-        ("location", format!("/v1/jobs/{id}")),
-        ("server", "upstream/1".to_owned()),
-    ];
+    let mut headers = HeaderMap::new();
+    headers.insert("location", format!("/v1/jobs/{id}").parse().unwrap());
+    headers.insert("server", "upstream/1".parse().unwrap());
+    if text == "known" {
+        headers.insert("idempotency-replayed", "true".parse().unwrap());
+    }
     let body = json!({ "job_id": id, "status": "PENDING", "filling": filling });
     (StatusCode::ACCEPTED, headers, axum::Json(body)).into_response()
 }
@@ -222,6 +243,20 @@ async fn secret(_: Noted) -> Response {
 
 async fn echo(Noted(request): Noted) -> Response {
     axum::Json(json!({ "claims": request.claims })).into_response()
+}
+
+/// What metering says of the month.
+async fn usage(extract::State(seen): extract::State<Seen>, Noted(request): Noted) -> Response {
+    let units = seen.1.load(Ordering::SeqCst).to_string();
+    let (from, to) = ("2026-11-01T00:00:00Z", "2026-11-02T00:00:00Z");
+    let total = json!({
+        "meter": "JOB_SUBMISSION", "unit": "COMPUTE_UNIT", "quantity": units, "events": 1,
+    });
+    axum::Json(json!({
+        "tenant_id": request.claims.tenant, "from": from, "to": to, "granularity": "month",
+        "as_of": null, "data": [], "totals": [total],
+    }))
+    .into_response()
 }
 
 /// Three events, the later two only after a while.

@@ -34,6 +34,8 @@ pub mod bucket;
 pub mod generation;
 pub mod lease;
 pub mod quota;
+#[cfg(test)]
+mod simulation;
 
 /// Most requests that one trip to Redis asks tokens for.
 const ASK_MAX: u32 = 1_000;

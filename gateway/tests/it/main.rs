@@ -18,3 +18,9 @@ mod redis;
 mod shared_limits;
 mod spool;
 mod upstream;
+
+/// How long a fault lasts: as an issue words it where `JOBSEAL_LONG` is set, else short.
+fn seconds(long: u64, short: u64) -> std::time::Duration {
+    let is_long = std::env::var_os("JOBSEAL_LONG").is_some();
+    std::time::Duration::from_secs(if is_long { long } else { short })
+}

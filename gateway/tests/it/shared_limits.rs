@@ -10,7 +10,7 @@ use futures::{StreamExt as _, stream::FuturesUnordered};
 use ops::testing::eventually;
 use reqwest::StatusCode;
 
-use crate::{fleet::Fleet, redis};
+use crate::{fleet::Fleet, redis, seconds};
 
 /// A request of the load: when it was sent, and how it ended.
 #[derive(Clone, Copy, Debug)]
@@ -18,12 +18,6 @@ struct Sent {
     at: Duration,
     took: Duration,
     status: StatusCode,
-}
-
-/// Seconds that stand for this many in a long run.
-fn seconds(long: u64, short: u64) -> Duration {
-    let is_long = std::env::var_os("JOBSEAL_LONG").is_some();
-    Duration::from_secs(if is_long { long } else { short })
 }
 
 /// Sends `per_second` requests on a schedule, whatever becomes of them, while `meanwhile` goes on.

@@ -10,7 +10,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
     error::RDKafkaErrorCode,
     metadata::MetadataPartition,
-    producer::{FutureProducer, Producer as _},
+    producer::{BaseProducer, FutureProducer, Producer as _, ProducerContext},
     util::Timeout,
 };
 
@@ -74,7 +74,31 @@ pub async fn ensure_topics(options: &KafkaOptions, topics: &[&str]) -> anyhow::R
 /// # Errors
 /// When the configuration is refused.
 pub fn producer(options: &KafkaOptions) -> Result<FutureProducer, BadConfig> {
-    let producer = client(options)
+    let producer = producer_config(options)
+        .create()
+        .context("set up the Kafka producer")?;
+    Ok(producer)
+}
+
+/// The same for whoever sends by the batch: `context` hears only of records that failed, and the
+/// others are through when nothing is in flight any more.
+///
+/// # Errors
+/// When the configuration is refused.
+pub fn batch_producer<C: ProducerContext>(
+    options: &KafkaOptions,
+    context: C,
+) -> Result<BaseProducer<C>, BadConfig> {
+    let producer = producer_config(options)
+        .set("delivery.report.only.error", "true")
+        .create_with_context(context)
+        .context("set up the Kafka producer")?;
+    Ok(producer)
+}
+
+fn producer_config(options: &KafkaOptions) -> ClientConfig {
+    let mut config = client(options);
+    config
         .set("enable.idempotence", "true")
         .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
@@ -83,10 +107,8 @@ pub fn producer(options: &KafkaOptions) -> Result<FutureProducer, BadConfig> {
         .set("message.timeout.ms", "30000")
         .set("message.max.bytes", MAX_MESSAGE_BYTES)
         .set("queue.buffering.max.messages", PRODUCER_QUEUE_RECORDS)
-        .set("queue.buffering.max.kbytes", PRODUCER_QUEUE_KBYTES)
-        .create()
-        .context("set up the Kafka producer")?;
-    Ok(producer)
+        .set("queue.buffering.max.kbytes", PRODUCER_QUEUE_KBYTES);
+    config
 }
 
 /// Whether the brokers answer. Blocks its own thread, not the runtime's.

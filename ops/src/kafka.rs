@@ -20,6 +20,8 @@ use crate::config::{BadConfig, KafkaOptions};
 const PARTITIONS: i32 = 6;
 /// How long an administrative request or a metadata look-up may take.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long brokers may take to say that they are there.
+const PING_DEADLINE: Duration = Duration::from_secs(2);
 /// Bounds on what a producer holds before it refuses more.
 const PRODUCER_QUEUE_RECORDS: &str = "20000";
 const PRODUCER_QUEUE_KBYTES: &str = "65536";
@@ -120,7 +122,7 @@ pub async fn ping(producer: &FutureProducer) -> anyhow::Result<()> {
     let ask = move || {
         producer
             .client()
-            .fetch_metadata(None, Timeout::After(Duration::from_secs(2)))
+            .fetch_metadata(None, Timeout::After(PING_DEADLINE))
             .map(|_| ())
     };
     tokio::task::spawn_blocking(ask)
@@ -139,6 +141,18 @@ impl Topics {
             options: options.clone(),
             client: Arc::new(client),
         })
+    }
+
+    /// Whether the brokers answer. Unlike a producer, this has no thread that looks for news.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub async fn ping(&self) -> anyhow::Result<()> {
+        let client = Arc::clone(&self.client);
+        let ask = move || client.fetch_metadata(None, PING_DEADLINE).map(|_| ());
+        tokio::task::spawn_blocking(ask)
+            .await?
+            .context("Kafka does not answer")
     }
 
     /// The partitions of `topic`, named without the prefix.

@@ -44,8 +44,8 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// Load between two readings of the meter.
 const WINDOW: Duration = Duration::from_millis(1_500);
 /// Rounds at half load, and the length of each.
-const PACED_ROUNDS: usize = 4;
-const PACED_WINDOW: Duration = Duration::from_secs(3);
+const PACED_ROUNDS: usize = 9;
+const PACED_WINDOW: Duration = Duration::from_millis(1_500);
 /// The part of what ours can take that the open loop sends.
 const HALF: f64 = 0.5;
 

@@ -8,9 +8,18 @@ use ops::testing::free_address;
 use crate::process::Process;
 
 /// What the upstream answers a GET with.
-const JOB: &str = r#"{"job_id":"job_0197e2a04b7c7d3e8f5a6b7c8d9e0f1a","status":"PROCESSING","created_at":"2026-01-02T03:04:05.678901Z","updated_at":"2026-01-02T03:04:06.123456Z","type":"digest","attempts":1,"result":null,"error":null,"blockchain_confirmation":{"status":"NOT_REQUIRED"}}"#;
+const JOB: &str = concat!(
+    r#"{"job_id":"job_0197e2a04b7c7d3e8f5a6b7c8d9e0f1a","status":"PROCESSING","#,
+    r#""created_at":"2026-01-02T03:04:05.678901Z","updated_at":"2026-01-02T03:04:06.123456Z","#,
+    r#""type":"digest","attempts":1,"result":null,"error":null,"#,
+    r#""blockchain_confirmation":{"status":"NOT_REQUIRED"}}"#
+);
 /// And a POST.
-const ACCEPTED: &str = r#"{"job_id":"job_0197e2a04b7c7d3e8f5a6b7c8d9e0f1a","status":"PENDING","created_at":"2026-01-02T03:04:05.678901Z","estimated_completion":"2026-01-02T03:04:35.678901Z"}"#;
+const ACCEPTED: &str = concat!(
+    r#"{"job_id":"job_0197e2a04b7c7d3e8f5a6b7c8d9e0f1a","status":"PENDING","#,
+    r#""created_at":"2026-01-02T03:04:05.678901Z","#,
+    r#""estimated_completion":"2026-01-02T03:04:35.678901Z"}"#
+);
 /// Idle connections that each proxy keeps to the upstream: as many as the load has.
 const POOL: usize = crate::load::CONNECTIONS * 2;
 

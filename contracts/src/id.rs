@@ -155,7 +155,8 @@ impl<K: Kind> Id<K> {
 
 impl<K: Kind> fmt::Display for Id<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", K::PREFIX, self.uuid.simple())
+        f.write_str(K::PREFIX)?;
+        f.write_str(self.uuid.simple().encode_lower(&mut Uuid::encode_buffer()))
     }
 }
 

@@ -3,16 +3,19 @@
 //! Upstreams see only what is on a list: whatever else a client sends, an identity header above
 //! all, ends here.
 
-use std::net::IpAddr;
+use std::{mem, net::IpAddr};
 
 use contracts::{
     assertion,
     id::RequestId,
     problem::{Code, Problem},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, response};
 use ipnet::IpNet;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::{
+    ErrorType, OrErr as _,
+    http::{RequestHeader, ResponseHeader},
+};
 use uuid::Uuid;
 
 use crate::{config, idempotency};
@@ -28,6 +31,11 @@ const TO_UPSTREAM: [HeaderName; 8] = [
     HeaderName::from_static("last-event-id"),
     TRACESTATE,
 ];
+
+/// Room for what goes upstream: the listed headers and ours.
+const UPSTREAM_HEADERS: usize = 16;
+/// Room for what is usual on an answer, ours included.
+const ANSWER_HEADERS: usize = 32;
 
 /// Answer headers that must not leave.
 const NOT_TO_CLIENT: [HeaderName; 9] = [
@@ -58,10 +66,17 @@ const SECURITY: [(HeaderName, HeaderValue); 4] = [
     ),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
 ];
-const CONTENT_POLICY: HeaderValue =
-    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+/// On every answer that does not say something else.
+const UNLESS_SAID: [(HeaderName, HeaderValue); 2] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    ),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+];
 
+const ASSERTION: HeaderName = HeaderName::from_static(assertion::HEADER);
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(idempotency::HEADER);
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -167,56 +182,77 @@ pub struct Upstream<'a> {
 /// # Errors
 /// When a value is no header value, which none of ours can be.
 pub fn for_upstream(request: &mut RequestHeader, ours: &Upstream<'_>) -> pingora::Result<()> {
-    let names: Vec<HeaderName> = request.headers.keys().cloned().collect();
-    for name in names {
-        if !TO_UPSTREAM.contains(&name) {
-            request.remove_header(&name);
+    // Made anew: Pingora's own edits keep a second map, of the names as they were written.
+    let mut headers = HeaderMap::with_capacity(UPSTREAM_HEADERS);
+    for (name, value) in &request.headers {
+        if TO_UPSTREAM.contains(name) {
+            headers.append(name.clone(), value.clone());
         }
     }
-    request.insert_header(header::HOST, ours.host)?;
-    request.insert_header(assertion::HEADER, ours.assertion)?;
-    request.insert_header(TRACEPARENT, ours.traceparent)?;
+    headers.insert(header::HOST, value(ours.host)?);
+    headers.insert(ASSERTION, value(ours.assertion)?);
+    headers.insert(TRACEPARENT, value(ours.traceparent)?);
     if let Some(key) = ours.key {
-        request.insert_header(idempotency::HEADER, key.as_str())?;
+        headers.insert(IDEMPOTENCY_KEY, value(key.as_str())?);
     }
     if let Some(length) = ours.length {
-        request.insert_header(header::CONTENT_LENGTH, length)?;
+        headers.insert(header::CONTENT_LENGTH, length.into());
     }
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method = request.method.clone();
+    parts.uri = request.uri.clone();
+    parts.version = request.version;
+    parts.headers = headers;
+    *request = parts.into();
     Ok(())
 }
 
 /// Takes away what an upstream's answer says to us alone.
 pub fn from_upstream(answer: &mut ResponseHeader) {
-    for name in &NOT_TO_CLIENT {
-        answer.remove_header(name);
-    }
-    let private: Vec<HeaderName> = answer
-        .headers
-        .keys()
-        .filter(|name| is_ours(name.as_str()))
-        .cloned()
-        .collect();
-    for name in private {
-        answer.remove_header(&name);
-    }
+    edit(answer, |headers| {
+        let mut kept = HeaderMap::with_capacity(ANSWER_HEADERS);
+        for (name, value) in &*headers {
+            if !NOT_TO_CLIENT.contains(name) && !is_ours(name.as_str()) {
+                kept.append(name.clone(), value.clone());
+            }
+        }
+        *headers = kept;
+    });
 }
 
-/// Adds what is on every answer, unless the answer says otherwise.
+/// Adds what is on every answer, unless the answer says otherwise, and what `more` adds.
 ///
 /// # Errors
 /// When a value is no header value, which none of ours can be.
-pub fn complete(answer: &mut ResponseHeader, request_id: RequestId) -> pingora::Result<()> {
-    for (name, value) in SECURITY {
-        answer.insert_header(name, value)?;
-    }
-    if !answer.headers.contains_key(header::CONTENT_SECURITY_POLICY) {
-        answer.insert_header(header::CONTENT_SECURITY_POLICY, CONTENT_POLICY)?;
-    }
-    if !answer.headers.contains_key(header::CACHE_CONTROL) {
-        answer.insert_header(header::CACHE_CONTROL, NO_STORE)?;
-    }
-    answer.insert_header(REQUEST_ID, request_id.to_string())?;
+pub fn complete(
+    answer: &mut ResponseHeader,
+    request_id: RequestId,
+    more: impl FnOnce(&mut HeaderMap),
+) -> pingora::Result<()> {
+    let request_id = value(&request_id.to_string())?;
+    edit(answer, |headers| {
+        for (name, value) in SECURITY {
+            headers.insert(name, value);
+        }
+        for (name, value) in UNLESS_SAID {
+            headers.entry(name).or_insert(value);
+        }
+        headers.insert(REQUEST_ID, request_id);
+        more(headers);
+    });
     Ok(())
+}
+
+/// Pingora's own edits look each name up again by its letters, and keep a second map of them.
+fn edit(answer: &mut ResponseHeader, work: impl FnOnce(&mut HeaderMap)) {
+    let (empty, ()) = http::Response::new(()).into_parts();
+    let mut parts = response::Parts::from(mem::replace(answer, empty.into()));
+    work(&mut parts.headers);
+    *answer = parts.into();
+}
+
+fn value(text: &str) -> pingora::Result<HeaderValue> {
+    HeaderValue::from_str(text).or_err(ErrorType::InvalidHTTPHeader, "not a header value")
 }
 
 fn looks_like_ours(name: &HeaderName) -> bool {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::{self, Write as _},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
@@ -17,12 +18,12 @@ use contracts::{
     problem::{Code, Problem},
 };
 use fred::types::Value;
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 
 use crate::{
     limit::{
-        bucket::{POLICIES, Policy, Taken},
+        bucket::{Policy, Taken},
         generation::Generation,
         lease::{Decision, Denied, Outcome, Standing, Tokens},
     },
@@ -39,6 +40,9 @@ mod simulation;
 
 /// Most requests that one trip to Redis asks tokens for.
 const ASK_MAX: u32 = 1_000;
+
+/// What the text of a field has room for before it grows.
+const FIELD_BYTES: usize = 80;
 
 pub(crate) const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 pub(crate) const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -232,7 +236,7 @@ impl Verdict {
 
     /// The fields of draft-ietf-httpapi-ratelimit-headers and the customary triple.
     #[must_use]
-    pub fn fields(&self, now: Timestamp) -> [(HeaderName, String); 5] {
+    pub fn fields(&self, now: Timestamp) -> [(HeaderName, HeaderValue); 5] {
         let Standing {
             policies,
             remaining,
@@ -241,34 +245,47 @@ impl Verdict {
             Some((denied, seconds)) if denied.violated[index] => seconds,
             _ => policies[index].seconds_to_full(remaining[index]),
         };
-        let mut published = Vec::with_capacity(POLICIES);
-        let mut standing = Vec::with_capacity(POLICIES);
-        for (
-            index,
-            Policy {
+        let (mut published, mut standing) = (FieldText::new(), FieldText::new());
+        for (index, policy) in policies.iter().enumerate() {
+            let Policy {
                 name,
                 quota,
                 window_seconds,
                 ..
-            },
-        ) in policies.iter().enumerate()
-        {
-            published.push(format!("\"{name}\";q={quota};w={window_seconds}"));
-            standing.push(format!(
-                "\"{name}\";r={};t={}",
-                remaining[index],
-                reset(index)
+            } = policy;
+            let next = if index == 0 { "" } else { ", " };
+            published.add(format_args!(
+                "{next}\"{name}\";q={quota};w={window_seconds}"
             ));
+            let (left, reset) = (remaining[index], reset(index));
+            standing.add(format_args!("{next}\"{name}\";r={left};t={reset}"));
         }
         // The triple speaks of the limit that is nearest.
         let nearest = usize::from(remaining[1] < remaining[0]);
         let at = now.as_second().saturating_add_unsigned(reset(nearest));
         [
-            (POLICY, published.join(", ")),
-            (LIMIT, standing.join(", ")),
-            (X_LIMIT, policies[nearest].quota.to_string()),
-            (X_REMAINING, remaining[nearest].to_string()),
-            (X_RESET, at.to_string()),
+            (POLICY, published.value()),
+            (LIMIT, standing.value()),
+            (X_LIMIT, policies[nearest].quota.into()),
+            (X_REMAINING, remaining[nearest].into()),
+            (X_RESET, at.into()),
         ]
+    }
+}
+
+/// The text of a field, in memory that becomes the field.
+struct FieldText(String);
+
+impl FieldText {
+    fn new() -> Self {
+        Self(String::with_capacity(FIELD_BYTES))
+    }
+
+    fn add(&mut self, text: fmt::Arguments<'_>) {
+        self.0.write_fmt(text).expect("a string takes any text");
+    }
+
+    fn value(self) -> HeaderValue {
+        HeaderValue::try_from(self.0).expect("names and numbers are visible ASCII")
     }
 }

@@ -3,8 +3,8 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -38,10 +38,21 @@ const PING_DEADLINE: Duration = Duration::from_secs(1);
 /// Redis, or its absence.
 #[derive(Clone)]
 pub struct Redis {
+    /// For looks by hand.
     client: Client,
+    requests: Arc<Requests>,
     breaker: Arc<Breaker>,
     prefix: Arc<str>,
     deadline: Duration,
+}
+
+/// The client of requests. Its tasks run in the runtime of the first one, so that a call wakes no
+/// other thread: that costs more than the call.
+#[derive(Default)]
+struct Requests {
+    client: OnceLock<Client>,
+    /// Whether the first attempt to connect has ended.
+    tried: AtomicBool,
 }
 
 /// A script, known to Redis by its hash.
@@ -90,6 +101,7 @@ impl Redis {
         let breaker = Arc::new(Breaker::new(Instant::now()));
         Ok(Self {
             client,
+            requests: Arc::default(),
             breaker,
             prefix: prefix.into(),
             deadline,
@@ -217,7 +229,8 @@ impl Redis {
     where
         R: FromValue + Send,
     {
-        let client = self.client.with_options(&fail_fast());
+        let client = self.requests.of(&self.client).await;
+        let client = client.with_options(&fail_fast());
         let sha1 = script.sha1.as_str();
         match client.evalsha(sha1, keys.clone(), arguments.clone()).await {
             // A restarted Redis does not know the script; running it by text teaches it.
@@ -234,6 +247,23 @@ impl std::fmt::Debug for Redis {
         f.debug_struct("Redis")
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
+    }
+}
+
+impl Requests {
+    /// A client like `pattern`, which everyone waits for until its first attempt to connect ends.
+    async fn of(&self, pattern: &Client) -> &Client {
+        let client = self.client.get_or_init(|| {
+            let client = pattern.clone_new();
+            client.connect();
+            client
+        });
+        if !self.tried.load(Ordering::Acquire) {
+            // Without Redis the command that follows says so.
+            client.wait_for_connect().await.ok();
+            self.tried.store(true, Ordering::Release);
+        }
+        client
     }
 }
 

@@ -41,7 +41,7 @@ use crate::{
     proxy::Gateway,
     redis::Redis,
     route::Routes,
-    sight::Sight,
+    sight::{Sight, access::AccessLog},
     snapshot::Snapshots,
     spool::{Spool, ship::Shipper},
     store,
@@ -169,6 +169,8 @@ async fn build(
     lifecycle.spawn("spool", Arc::clone(&spool).keep_synced(stop()));
     let shipper = Shipper::new(Arc::clone(&spool), options.kafka.clone());
     lifecycle.spawn("shipper", shipper.run(stop()));
+    let access = Arc::new(AccessLog::new());
+    lifecycle.spawn("access log", Arc::clone(&access).keep_written(stop()));
     let snapshot_max_age = Duration::from_secs(options.snapshot_max_age_seconds);
     let doctor = Doctor::new(
         pool,
@@ -202,7 +204,7 @@ async fn build(
         spool,
         health,
         pages: Pages::new(contracts::OPENAPI_JSON),
-        sight: Sight::new(),
+        sight: Sight::new(&access),
         drain,
     };
     Ok((gateway, background))

@@ -11,11 +11,10 @@ use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
 use contracts::{
-    assertion::{self, Audience, Claims, LIFETIME_MAX_SECONDS},
+    assertion::{self, Audience, Claims, LIFETIME_MAX_SECONDS, Signer},
     id::RequestId,
 };
 use jiff::Timestamp;
-use ops::config::Key32;
 use pingora::{
     Error, ErrorType, OkOrErr as _,
     connectors::http::Connector,
@@ -45,7 +44,7 @@ pub struct Upstream {
     pub audience: Audience,
     /// Its `host:port`.
     pub host: String,
-    key: Key32,
+    signer: Signer,
     address: ArcSwapOption<SocketAddr>,
 }
 
@@ -120,7 +119,7 @@ impl Upstreams {
             Upstream {
                 audience,
                 host,
-                key: key.clone(),
+                signer: Signer::new(key.expose()),
                 address,
             }
         });
@@ -291,7 +290,7 @@ impl Upstream {
             body_sha256: assertion::sha256_hex(facts.body),
             expires_at: now.as_second() + LIFETIME_MAX_SECONDS - CLOCK_SKEW_SECONDS,
         };
-        assertion::sign(&claims, self.key.expose())
+        self.signer.sign(&claims)
     }
 
     /// Whether a connection can be opened.

@@ -49,6 +49,13 @@ packages_to_run() {
   fi
   [[ -n ${RPC_URL:-} && $1 != test ]] || has_node || printf '%s\n' nodejs npm
   if [[ $1 == test ]]; then packages_to_test; fi
+  if [[ $1 == bench ]]; then packages_to_bench; fi
+}
+
+# What the gateway is compared with.
+packages_to_bench() {
+  has nginx || printf '%s\n' nginx
+  has haproxy || printf '%s\n' haproxy
 }
 
 packages_to_test() {

@@ -53,6 +53,8 @@ pub struct Ctx {
     pub(crate) assertion: String,
     pub(crate) usage: Usage,
     pub(crate) retried: bool,
+    /// Whether something is known against the address.
+    pub(crate) watched: bool,
     pub(crate) in_flight: Option<InFlight>,
 }
 
@@ -95,6 +97,7 @@ impl Ctx {
             assertion: String::new(),
             usage: Usage::None,
             retried: false,
+            watched: false,
             in_flight: Some(in_flight),
         }
     }

@@ -4,7 +4,7 @@
 //! streams that nobody took yet), a client that opens and resets streams is bounded here: what it
 //! left running may be no more than a few times what it may have open.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use pingora::{
     apps::HttpServerApp as _,
@@ -19,6 +19,7 @@ use pingora::{
     proxy::HttpProxy,
     server::ShutdownWatch,
 };
+use tokio::task::coop::consume_budget;
 use tokio_util::task::TaskTracker;
 
 use crate::{config, door::REQUESTS_PER_CONNECTION, proxy::Gateway};
@@ -29,6 +30,8 @@ const STREAMS_MAX: u32 = 100;
 const WORK_MAX: usize = 3 * STREAMS_MAX as usize;
 /// Malformed requests that a connection may bring before it is closed.
 const MALFORMED_MAX: u32 = 32;
+/// Of the 128 reads and writes that tokio lets a task do in one turn, those a connection goes without.
+const SPARED_OF_A_TURN: u32 = 120;
 /// Answer bytes that wait for a client to take them, by stream.
 const SEND_BUFFER_BYTES: usize = 64 * 1_024;
 
@@ -65,7 +68,9 @@ pub(super) async fn serve(
                 leaving = true;
                 continue;
             }
-            accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)) => accepted,
+            accepted = briefly(HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest))) => {
+                accepted
+            }
             () = idle => return,
         };
         match accepted {
@@ -93,6 +98,21 @@ pub(super) async fn serve(
             }
         }
     }
+}
+
+/// Polls with a small share of what a task may read in one turn. Frames of a few bytes cost so much
+/// more than their bytes that a whole turn of them would keep others waiting.
+async fn briefly<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        for _ in 0..SPARED_OF_A_TURN {
+            if pin!(consume_budget()).poll(context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        work.as_mut().poll(context)
+    })
+    .await
 }
 
 fn options() -> H2Options {

@@ -20,7 +20,8 @@ const CLIENTS: usize = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_mixed_load_memory_is_flat_and_at_most_96_mib() {
-    let app = app::start(&[("H2C", "true")]).await;
+    let plan = "--per-minute 6000000 --burst 100000 --per-hour 100000000";
+    let app = app::start_with_plan(&[("H2C", "true")], plan).await;
     let (pid, time) = (app.gateway.id(), seconds(4, 600));
     load(&app, time / 2).await;
     let warm = rss_mib(pid);

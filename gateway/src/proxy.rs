@@ -1,7 +1,7 @@
 //! The path of a request, phases in order. This is the only `ProxyHttp` implementation.
 //!
-//! form → abuse → route → snapshot → who → may → how often → then either a transaction (`submit`), or
-//! Pingora streams: upstream → their header → answer's header → log.
+//! form → abuse → route → snapshot → who → may → how often → then either a transaction
+//! (`submit`), or Pingora streams: upstream → their header → answer's header → log.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -13,7 +13,7 @@ pub struct EdgeOptions {
     #[arg(long, env = "H2C", action = clap::ArgAction::Set, default_value_t = false,
         value_name = "BOOL")]
     pub h2c: bool,
-    /// File with the listener's certificate and those it is signed with (PEM): TLS 1.3 from then on.
+    /// File with the listener's certificate and those it is signed with (PEM): all is TLS 1.3 then.
     #[arg(
         long,
         env = "TLS_CERT_FILE",

@@ -30,7 +30,8 @@ const STREAMS_MAX: u32 = 100;
 const WORK_MAX: usize = 3 * STREAMS_MAX as usize;
 /// Malformed requests that a connection may bring before it is closed.
 const MALFORMED_MAX: u32 = 32;
-/// Of the 128 reads and writes that tokio lets a task do in one turn, those a connection goes without.
+/// Of the 128 reads and writes that tokio lets a task do in one turn, those that a connection goes
+/// without.
 const SPARED_OF_A_TURN: u32 = 120;
 /// Answer bytes that wait for a client to take them, by stream.
 const SEND_BUFFER_BYTES: usize = 64 * 1_024;

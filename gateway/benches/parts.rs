@@ -133,7 +133,7 @@ fn form(criterion: &mut Criterion) -> anyhow::Result<()> {
         request.append_header(name.to_owned(), value)?;
     }
     criterion.bench_function("check_form", |bencher| {
-        bencher.iter(|| headers::check_form(black_box(&request), raw.as_bytes()).is_ok());
+        bencher.iter(|| headers::check_form(black_box(&request)).is_ok());
     });
     let assertion = "a".repeat(900);
     let ours = headers::Upstream {

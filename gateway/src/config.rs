@@ -10,6 +10,8 @@ use ops::config::{DatabaseOptions, KafkaOptions, Key32, ProcessOptions};
 use secrecy::SecretString;
 use url::Url;
 
+pub mod edge;
+
 /// Largest request body.
 pub const BODY_MAX_BYTES: usize = 1_024 * 1_024;
 /// Largest answer that the transaction path captures.
@@ -51,6 +53,9 @@ pub struct RunOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub upstreams: UpstreamOptions,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened: its own type is documented")]
+    pub edge: edge::EdgeOptions,
     /// Address of the public listener.
     #[arg(long, env = "LISTEN", value_name = "HOST:PORT")]
     pub listen: SocketAddr,

@@ -55,6 +55,8 @@ pub struct Ctx {
     pub(crate) assertion: String,
     pub(crate) usage: Usage,
     pub(crate) retried: bool,
+    /// Whether something is known against the address.
+    pub(crate) watched: bool,
     pub(crate) in_flight: Option<InFlight>,
 }
 
@@ -98,6 +100,7 @@ impl Ctx {
             assertion: String::new(),
             usage: Usage::None,
             retried: false,
+            watched: false,
             in_flight: Some(in_flight),
         }
     }

@@ -1,7 +1,7 @@
 //! The path of a request, phases in order. This is the only `ProxyHttp` implementation.
 //!
-//! form → route → snapshot → who → may → how often → then either a transaction (`submit`), or
-//! Pingora streams: upstream → their header → answer's header → log.
+//! form → abuse → route → snapshot → who → may → how often → then either a transaction
+//! (`submit`), or Pingora streams: upstream → their header → answer's header → log.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -23,6 +23,7 @@ use pingora::{
 use tracing::error;
 
 use crate::{
+    abuse::Abuse,
     answer::unavailable,
     auth::Authenticator,
     config,
@@ -73,7 +74,9 @@ pub struct Gateway {
     /// The document and its page.
     pub pages: Pages,
     /// Metrics and the log line.
-    pub sight: Sight,
+    pub sight: Arc<Sight>,
+    /// Who did wrong lately.
+    pub abuse: Arc<Abuse>,
     /// Whether we are on the way out.
     pub drain: Drain,
 }
@@ -210,6 +213,7 @@ impl ProxyHttp for Gateway {
         let request = session.req_header();
         self.sight
             .note(ctx, request.method.as_str(), request.uri.path());
+        self.abuse.note(ctx, &request.headers);
         ctx.in_flight = None;
     }
 
@@ -234,7 +238,6 @@ impl ProxyHttp for Gateway {
 impl Gateway {
     /// Everything that is decided before a request goes anywhere.
     async fn admit(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
-        let raw = session.to_h1_raw();
         let request = session.req_header();
         ctx.meet(
             session
@@ -244,10 +247,11 @@ impl Gateway {
             request,
             &self.trusted_proxies,
         );
-        if let Err(problem) = headers::check_form(request, &raw) {
+        if let Err(problem) = headers::check_form(request) {
             session.set_keepalive(None);
             return Err(problem.into());
         }
+        self.abuse.admit(ctx, &request.headers)?;
         let index = self.routes.find(&request.method, request.uri.path())?;
         ctx.route = Some(index);
         let forward = match &ROUTES[index].action {

@@ -17,8 +17,9 @@ use ops::{
 };
 use pingora::{
     apps::HttpServerOptions,
-    proxy::http_proxy_service_with_name,
+    proxy::http_proxy,
     server::{RunArgs, Server, configuration::ServerConf},
+    services::listening::Service,
 };
 use tokio::{
     runtime::Runtime,
@@ -27,12 +28,14 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    abuse::Abuse,
     auth::{
         Authenticator,
         jwks::{Jwks, Source},
         jwt::{Rules, Tokens},
     },
     config::{RunOptions, SNAPSHOT_STALE, TokenOptions},
+    door::{Door, Hall, tls::Tls},
     drain::Drain,
     health::Doctor,
     idempotency::Idempotency,
@@ -54,8 +57,6 @@ const BACKGROUND_THREADS: usize = 2;
 const UPSTREAM_ATTEMPTS: usize = 2;
 /// Idle connections that are kept to upstreams.
 const UPSTREAM_POOL: usize = 512;
-/// A client's connection is closed after so many requests, so that clients spread over gateways.
-const REQUESTS_PER_CONNECTION: u32 = 10_000;
 /// A connection accepted just before closing may still bring a request.
 const LAST_ARRIVALS: Duration = Duration::from_millis(200);
 /// What the components may take of the drain after the last request.
@@ -66,6 +67,7 @@ struct Background {
     readiness: Readiness,
     limiter: Arc<Limiter>,
     drain: Drain,
+    tls: Option<Arc<Tls>>,
 }
 
 /// Runs until a signal, drains, and says how it went.
@@ -85,6 +87,7 @@ pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCo
         readiness,
         limiter,
         drain,
+        tls,
     } = background;
     let metrics = telemetry.metrics.clone();
     let bind = admin::bind(
@@ -95,7 +98,7 @@ pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCo
     );
     let (admin_address, serve) = runtime.block_on(bind)?;
     runtime.block_on(async { lifecycle.spawn("admin", serve) });
-    let server = server(options, gateway);
+    let server = server(options, gateway, tls);
     let listening = drain.listening();
     let serve = move || {
         server.run(RunArgs {
@@ -184,11 +187,14 @@ async fn build(
     lifecycle.spawn("health", doctor.follow(stop()));
     let drain = Drain::default();
     let readiness = readiness(&drain, &snapshots, &spool, jwks);
+    let tls = tls(options, lifecycle)?;
     let background = Background {
         readiness,
         limiter: Arc::clone(&limiter),
         drain: drain.clone(),
+        tls,
     };
+    let abuse = Abuse::new(options.edge.abuse(), options.trusted_proxies.0.clone());
     let gateway = Gateway {
         clock: Clock::system(),
         routes: Routes::new(),
@@ -204,7 +210,8 @@ async fn build(
         spool,
         health,
         pages: Pages::new(contracts::OPENAPI_JSON),
-        sight: Sight::new(&access),
+        sight: Arc::new(Sight::new(&access)),
+        abuse: Arc::new(abuse),
         drain,
     };
     Ok((gateway, background))
@@ -254,7 +261,7 @@ fn readiness(
         })
 }
 
-fn server(options: &RunOptions, gateway: Gateway) -> Server {
+fn server(options: &RunOptions, gateway: Gateway, tls: Option<Arc<Tls>>) -> Server {
     let conf = ServerConf {
         threads: usize::from(options.proxy_threads),
         // Never slept through: the process ends once everyone is served.
@@ -266,15 +273,19 @@ fn server(options: &RunOptions, gateway: Gateway) -> Server {
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    let mut service = http_proxy_service_with_name(&server.configuration, gateway, "gateway");
+    let hall = Hall {
+        clock: gateway.clock.clone(),
+        sight: Arc::clone(&gateway.sight),
+        drain: gateway.drain.clone(),
+        abuse: Arc::clone(&gateway.abuse),
+    };
+    let mut proxy = http_proxy(&server.configuration, gateway);
     let mut http = HttpServerOptions::default();
     // Not to tunnel: so that it is we who refuse it, as a problem.
     http.allow_connect_method_proxying = true;
-    http.keepalive_request_limit = Some(REQUESTS_PER_CONNECTION);
-    let proxy = service
-        .app_logic_mut()
-        .expect("the service has not started");
     proxy.server_options = Some(http);
+    let door = Door::new(proxy, tls, &options.edge, hall);
+    let mut service = Service::new("gateway".to_owned(), door);
     service.add_tcp(&options.listen.to_string());
     server.add_service(service);
     server
@@ -330,11 +341,23 @@ async fn reach(options: &RunOptions) -> Vec<(&'static str, anyhow::Error)> {
         }
     };
     note("jwks", keys.await);
+    let files = options.edge.tls().map(|files| files.load());
+    note("tls", files.transpose().map(drop));
     note("spool", Spool::probe(&options.spool_dir));
     for upstream in Upstreams::new(&options.upstreams, options.upstream_deadline()).all() {
         note(upstream.audience.as_str(), upstream.ping().await);
     }
     failures
+}
+
+/// The certificates, if there are any, followed as they are renewed.
+fn tls(options: &RunOptions, lifecycle: &Lifecycle) -> anyhow::Result<Option<Arc<Tls>>> {
+    let Some(files) = options.edge.tls() else {
+        return Ok(None);
+    };
+    let tls = Arc::new(Tls::open(files)?);
+    lifecycle.spawn("tls", Arc::clone(&tls).follow(lifecycle.stopping()));
+    Ok(Some(tls))
 }
 
 fn redis(options: &RunOptions) -> anyhow::Result<Redis> {

@@ -85,7 +85,12 @@ async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
         return Err(too_large());
     }
     let expects = headers.get(header::EXPECT).map(HeaderValue::as_bytes);
-    if expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")) {
+    let expects = expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // Pingora takes a chunk without a size for the last one: what follows is nobody's request.
+        session.set_keepalive(None);
+    }
+    if expects {
         session.write_continue_response().await?;
     }
     let whole = async {

@@ -42,6 +42,10 @@ pub enum Code {
     Conflict,
     /// The body is larger than `max_size` bytes.
     PayloadTooLarge,
+    /// The request's target is too long.
+    TargetTooLong,
+    /// The request's headers are too many or too large.
+    HeadersTooLarge,
     /// The body's media type is not the one expected.
     InvalidContentType,
     /// The idempotency key was used with another request.
@@ -62,7 +66,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::JobValidationFailed,
         Self::InvalidRequest,
         Self::IdempotencyKeyRequired,
@@ -78,6 +82,8 @@ impl Code {
         Self::JobNotCancellable,
         Self::Conflict,
         Self::PayloadTooLarge,
+        Self::TargetTooLong,
+        Self::HeadersTooLarge,
         Self::InvalidContentType,
         Self::IdempotencyMismatch,
         Self::RateLimitExceeded,
@@ -105,6 +111,8 @@ impl Code {
             | Self::JobNotCancellable
             | Self::Conflict => StatusCode::CONFLICT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::InvalidContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
             Self::RateLimitExceeded | Self::ActiveJobsExceeded => StatusCode::TOO_MANY_REQUESTS,
@@ -134,6 +142,8 @@ impl Code {
             Self::JobNotCancellable => "JOB_NOT_CANCELLABLE",
             Self::Conflict => "CONFLICT",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
+            Self::TargetTooLong => "TARGET_TOO_LONG",
+            Self::HeadersTooLarge => "HEADERS_TOO_LARGE",
             Self::InvalidContentType => "INVALID_CONTENT_TYPE",
             Self::IdempotencyMismatch => "IDEMPOTENCY_MISMATCH",
             Self::RateLimitExceeded => "RATE_LIMIT_EXCEEDED",
@@ -164,6 +174,8 @@ impl Code {
             Self::JobNotCancellable => "The job cannot be cancelled any more",
             Self::Conflict => "The request conflicts with the present state",
             Self::PayloadTooLarge => "The body is too large",
+            Self::TargetTooLong => "The request target is too long",
+            Self::HeadersTooLarge => "The headers are too large",
             Self::InvalidContentType => "The content type is not supported",
             Self::IdempotencyMismatch => "The idempotency key was used with another request",
             Self::RateLimitExceeded => "The quota is exceeded",

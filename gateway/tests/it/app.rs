@@ -78,6 +78,10 @@ pub(crate) async fn start_with_plan(changes: &[(&str, &str)], plan: &str) -> App
         ("RUST_LOG", "warn,rdkafka=off,librdkafka=off".to_owned()),
         // The cores are shared with everything else that is being tested.
         ("REDIS_DEADLINE_MS", "250".to_owned()),
+        // All tests come from one address; those of budgets set their own.
+        ("FAILED_AUTH_PER_MINUTE", "0".to_owned()),
+        ("MISSES_PER_MINUTE", "0".to_owned()),
+        ("DEMERITS_MAX", "0".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();

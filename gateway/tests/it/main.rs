@@ -3,20 +3,29 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod abuse;
 mod admin;
 mod app;
 mod bad_input;
 mod fleet;
+mod frames;
+mod http2;
 mod idempotency;
 mod issuer;
 mod life;
 mod limits;
+mod load;
 mod matrix;
+mod memory;
 mod passage;
 mod quota;
+mod raw;
+mod recorder;
 mod redis;
 mod shared_limits;
 mod spool;
+mod strict;
+mod tls;
 mod upstream;
 
 /// How long a fault lasts: as an issue words it where `JOBSEAL_LONG` is set, else short.

@@ -102,33 +102,39 @@ impl AccessLog {
     /// Never by itself.
     pub async fn keep_written(self: Arc<Self>, stop: CancellationToken) -> anyhow::Result<()> {
         let mut lines = Vec::new();
-        while !stop.is_cancelled() {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(WRITE_EVERY) => {}
-            }
-            mem::swap(&mut lines, &mut *self.waiting());
-            if lines.is_empty() {
-                continue;
-            }
-            // Whoever reads our standard error may be slow.
-            let write = move || {
-                let outcome = io::stderr().lock().write_all(&lines);
-                lines.clear();
-                (lines, outcome)
+        loop {
+            let last = tokio::select! {
+                () = stop.cancelled() => true,
+                () = tokio::time::sleep(WRITE_EVERY) => false,
             };
-            let (emptied, outcome) = tokio::task::spawn_blocking(write).await?;
-            lines = emptied;
-            if let Err(cause) = outcome {
-                error!(error = %cause, "the access log cannot be written");
+            mem::swap(&mut lines, &mut *self.waiting());
+            if !lines.is_empty() {
+                lines = write(lines).await?;
+            }
+            if last {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes lines out and gives their memory back. Whoever reads our standard error may be slow, so
+/// no thread of the runtime does it.
+async fn write(mut lines: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+    let work = move || {
+        let outcome = io::stderr().lock().write_all(&lines);
+        lines.clear();
+        (lines, outcome)
+    };
+    let (emptied, outcome) = tokio::task::spawn_blocking(work).await?;
+    if let Err(cause) = outcome {
+        error!(error = %cause, "the access log cannot be written");
+    }
+    Ok(emptied)
 }
 
 impl Default for AccessLog {
@@ -197,5 +203,14 @@ mod tests {
         let waiting = log.waiting();
         assert!(waiting.len() <= WAITING_MAX_BYTES && waiting.len() > WAITING_MAX_BYTES - 2_000);
         assert_eq!(waiting.last(), Some(&b'\n'));
+    }
+    #[tokio::test]
+    async fn what_waits_when_the_process_stops_is_written() {
+        let log = Arc::new(AccessLog::new());
+        log.add(&line("/last"));
+        let stop = CancellationToken::new();
+        stop.cancel();
+        Arc::clone(&log).keep_written(stop).await.unwrap();
+        assert!(log.waiting().is_empty());
     }
 }

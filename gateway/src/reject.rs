@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use contracts::problem::{Code, Problem};
+use http::StatusCode;
 use pingora::{Error, ErrorSource, ErrorType, http::ResponseHeader, proxy::Session};
 
 use crate::{config, upstream::Failure};
@@ -71,7 +72,9 @@ pub async fn send(
     mut header: ResponseHeader,
     body: Bytes,
 ) -> pingora::Result<()> {
-    header.set_content_length(body.len())?;
+    if header.status != StatusCode::NO_CONTENT {
+        header.set_content_length(body.len())?;
+    }
     session
         .write_response_header(Box::new(header), body.is_empty())
         .await?;

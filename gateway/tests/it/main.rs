@@ -6,10 +6,17 @@
 mod admin;
 mod app;
 mod bad_input;
+mod cut;
+mod freshness;
 mod idempotency;
 mod issuer;
+mod keys;
 mod life;
 mod limits;
 mod passage;
+mod signatures;
 mod spool;
+mod streams;
+mod tenants;
+mod tokens;
 mod upstream;

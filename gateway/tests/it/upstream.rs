@@ -224,9 +224,13 @@ async fn echo(Noted(request): Noted) -> Response {
     axum::Json(json!({ "claims": request.claims })).into_response()
 }
 
-/// Three events, the later two only after a while.
-async fn events(_: Noted) -> Response {
-    let stream = futures::stream::iter(1..=3).then(|number| async move {
+/// Three events, the later two only after a while, or never if the job is said to be idle.
+async fn events(Noted(request): Noted) -> Response {
+    let idle = request.target.contains("idle");
+    let stream = futures::stream::iter(1..=3).then(move |number| async move {
+        if number > 1 && idle {
+            std::future::pending::<()>().await;
+        }
         if number > 1 {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

@@ -83,7 +83,11 @@ async fn pump(
         let chunk = chunk.map_err(|_| Error::new_up(ErrorType::ReadTimedout))?;
         let chunk = chunk.map_err(Error::into_up)?;
         let ends = chunk.is_none();
-        session.write_response_body(chunk, ends).await?;
+        tokio::select! {
+            written = session.write_response_body(chunk, ends) => written?,
+            // A client that takes nothing is not waited for.
+            () = &mut lost, if !ends => return Err(Error::new_down(ErrorType::ConnectionClosed)),
+        }
         if ends {
             return Ok(());
         }

@@ -111,9 +111,16 @@ pub(super) async fn set_signed(
     tenant: TenantId,
     signed: bool,
 ) -> anyhow::Result<Value> {
-    let sql = "-- gateway.set_signed\nUPDATE gateway.tenants SET signed = $2 WHERE id = $1";
+    // Without a key to sign with, the tenant would be locked out.
+    let sql = "-- gateway.set_signed\n\
+               UPDATE gateway.tenants SET signed = $2 WHERE id = $1 AND (NOT $2 OR EXISTS (\n    \
+               SELECT FROM gateway.signing_keys WHERE tenant_id = $1\n    \
+               AND (expires_at IS NULL OR expires_at > clock_timestamp())))";
     let updated = client.execute(sql, &[&tenant.uuid(), &signed]).await?;
-    require_one(updated, tenant)?;
+    ensure!(
+        updated == 1,
+        "there is no tenant {tenant} with a signing key: create one first"
+    );
     Ok(json!({ "tenant_id": tenant, "signed": signed }))
 }
 

@@ -19,7 +19,7 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse},
 };
 use serde::Deserialize;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -36,6 +36,8 @@ const RSA_MODULUS_MIN_DIGITS: usize = 2_048 / 6;
 const COOLDOWN: Duration = Duration::from_millis(500);
 /// How long a token of an unknown key waits for others' readings.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Requests that wait so at a time; what comes then is refused at once.
+const WAITING_MAX: usize = 1_000;
 /// Pause after a scheduled reading failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
@@ -44,6 +46,7 @@ pub struct Jwks {
     ttl: Duration,
     current: ArcSwap<KeySet>,
     reading: Mutex<Reading>,
+    waiting: Semaphore,
     news: watch::Sender<()>,
 }
 
@@ -93,6 +96,7 @@ impl Jwks {
             ttl,
             current: ArcSwap::default(),
             reading: Mutex::new(reading),
+            waiting: Semaphore::new(WAITING_MAX),
             news,
         })
     }
@@ -168,6 +172,9 @@ impl Jwks {
 
     async fn look_for(&self, kid: &str) {
         let arrived = Instant::now();
+        let Ok(_place) = self.waiting.try_acquire() else {
+            return;
+        };
         let Ok(mut reading) = tokio::time::timeout(PATIENCE, self.reading.lock()).await else {
             return;
         };

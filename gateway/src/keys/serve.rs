@@ -12,6 +12,7 @@ use contracts::{
     server::parse_json,
 };
 use http::{StatusCode, header};
+use ops::postgres::{explain, is_outage, sql_state};
 use pingora::{
     http::{RequestHeader, ResponseHeader},
     proxy::Session,
@@ -80,9 +81,13 @@ pub(crate) async fn act(
     done.map_err(|cause| match cause.downcast::<Problem>() {
         Ok(problem) => problem,
         Err(cause) => {
-            let error = ops::postgres::explain(&cause);
+            let error = explain(&cause);
             error!(error, request.id = %ctx.request_id, "API keys cannot be reached");
-            unavailable("API keys cannot be reached at the moment.")
+            // What Postgres itself refuses, it refuses again: a failure of ours.
+            match sql_state(&*cause) {
+                Some(_) if !is_outage(&*cause) => Problem::internal(),
+                _ => unavailable("API keys cannot be reached at the moment."),
+            }
         }
     })
 }

@@ -1,9 +1,12 @@
 //! Signed requests (RFC 9421) of tenants that must sign them.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ops::{clock::Clock, testing::eventually};
+use ops::{
+    clock::Clock,
+    testing::{eventually, free_address},
+};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use ring::{digest, hmac};
 use serde_json::{Value, json};
@@ -115,12 +118,18 @@ async fn detail(response: Response) -> String {
 
 /// An app whose tenant must sign, with a key to do so.
 async fn start() -> (App, Signer) {
-    let app = app::start(&[("SIGNATURES_KEY", KEY)]).await;
+    start_with(&[]).await
+}
+
+async fn start_with(changes: &[(&str, &str)]) -> (App, Signer) {
+    let app = app::start(&[changes, &[("SIGNATURES_KEY", KEY)]].concat()).await;
+    let early = app.run(&format!("admin tenant require-signatures {}", app.tenant));
+    assert_eq!(early.status.code(), Some(1), "it has no key to sign with");
     let signer = Signer::new(&app.admin(&format!("admin signing-key create {}", app.tenant)));
     app.admin(&format!("admin tenant require-signatures {}", app.tenant));
     eventually(
         "signatures are wanted",
-        std::time::Duration::from_secs(2),
+        Duration::from_secs(2),
         async || {
             let answer = app.get("/v1/jobs").await;
             (answer.status() == StatusCode::UNAUTHORIZED).then_some(())
@@ -171,6 +180,24 @@ async fn a_signed_request_passes_once() {
             .await
             .contains("used before")
     );
+}
+
+#[tokio::test]
+async fn without_redis_a_gateway_still_knows_what_it_saw() {
+    let nowhere = format!("redis://{}", free_address());
+    let (app, signer) = start_with(&[("REDIS_URL", &nowhere)]).await;
+    let once =
+        |wish: &mut Wish<'_>| ";alg=\"hmac-sha256\";nonce=\"1\"".clone_into(&mut wish.parameters);
+    // Without Redis limits start empty. What they refuse uses no signature up.
+    let answered = async || {
+        eventually("there is room", Duration::from_secs(3), async || {
+            let answer = get(&app, &signer, once).await;
+            (answer.status() != StatusCode::TOO_MANY_REQUESTS).then_some(answer)
+        })
+        .await
+    };
+    assert_eq!(answered().await.status(), StatusCode::OK);
+    assert!(detail(answered().await).await.contains("used before"));
 }
 
 #[tokio::test]
@@ -319,7 +346,7 @@ async fn signing_keys_are_rotated_with_an_overlap_and_lie_encrypted() {
     let rotated = app.admin(&format!("admin signing-key rotate {} --overlap 2s", old.id));
     let secret = rotated["secret"].as_str().unwrap();
     let new = Signer::new(&rotated);
-    let deadline = std::time::Duration::from_secs(4);
+    let deadline = Duration::from_secs(4);
     eventually("the new key is known", deadline, async || {
         (get(&app, &new, |_| ()).await.status() == StatusCode::OK).then_some(())
     })

@@ -97,6 +97,18 @@ async fn a_stream_ends_when_what_is_believed_is_too_old() {
 }
 
 #[tokio::test]
+async fn what_is_no_stream_passes_too() {
+    let app = app::start(&[]).await;
+    for _ in 0..2 {
+        let settled = app.get("/v1/jobs/job_settled/events").await;
+        assert_eq!(settled.status(), StatusCode::NO_CONTENT);
+        assert!(!settled.headers().contains_key("transfer-encoding"));
+        assert_eq!(settled.bytes().await.unwrap().len(), 0);
+    }
+    assert_eq!(app.get("/v1/jobs").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_takes_its_stream_along() {
     let app = app::start(&[]).await;
     drop(open(&app, &app.key).await);

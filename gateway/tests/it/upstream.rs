@@ -224,8 +224,12 @@ async fn echo(Noted(request): Noted) -> Response {
     axum::Json(json!({ "claims": request.claims })).into_response()
 }
 
-/// Three events, the later two only after a while, or never if the job is said to be idle.
+/// Three events, the later two only after a while, or never if the job is said to be idle; and none
+/// at all if it is settled.
 async fn events(Noted(request): Noted) -> Response {
+    if request.target.contains("settled") {
+        return StatusCode::NO_CONTENT.into_response();
+    }
     let idle = request.target.contains("idle");
     let stream = futures::stream::iter(1..=3).then(move |number| async move {
         if number > 1 && idle {

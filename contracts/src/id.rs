@@ -39,6 +39,9 @@ pub enum Tenant {}
 /// An API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {}
+/// A key that a tenant signs its requests with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SigningKey {}
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Request {}
@@ -58,6 +61,8 @@ pub type JobId = Id<Job>;
 pub type TenantId = Id<Tenant>;
 /// `key_…`
 pub type KeyId = Id<Key>;
+/// `sig_…`
+pub type SigningKeyId = Id<SigningKey>;
 /// `req_…`
 pub type RequestId = Id<Request>;
 /// `user_…`
@@ -101,6 +106,10 @@ impl Kind for Tenant {
 impl Kind for Key {
     const PREFIX: &'static str = "key_";
     const SCHEMA: &'static str = "KeyId";
+}
+impl Kind for SigningKey {
+    const PREFIX: &'static str = "sig_";
+    const SCHEMA: &'static str = "SigningKeyId";
 }
 impl Kind for Request {
     const PREFIX: &'static str = "req_";

@@ -15,11 +15,13 @@ use gateway::{
     auth::{
         Authenticator, Principal,
         api_key::Presented,
-        jwks::{Jwks, Source},
+        issuer::Source,
+        jwks::Jwks,
         jwt::{Rules, Tokens},
     },
     config::UpstreamOptions,
     headers,
+    keys::uses::LastUse,
     limit::{
         bucket::{Policy, Taken},
         lease::{self, Decision},
@@ -38,6 +40,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -254,11 +257,14 @@ impl World {
         let tenant = Arc::new(Tenant {
             id: TenantId::generate(now),
             unique_content: false,
+            allowed: Vec::new(),
+            signing: None,
             plan: Arc::new(plan()),
         });
         let presented = Presented::generate(KeyId::generate(now));
         let key = ApiKey {
             id: presented.id,
+            last_use: LastUse::default(),
             secret_hash: presented.secret_hash(),
             expires_at: now + Duration::from_hours(1),
             identity: Identity {
@@ -276,7 +282,11 @@ impl World {
             audience: "jobseal".to_owned(),
             lifetime_max: 900,
         };
-        let jwks = Arc::new(Jwks::new(Source::File(jwks), Duration::from_mins(5))?);
+        let jwks = Arc::new(Jwks::new(
+            Source::File(jwks),
+            Duration::from_mins(5),
+            watch::Sender::default(),
+        )?);
         let snapshot = Snapshot {
             tenants: HashMap::from([(tenant.id, tenant)]),
             keys: HashMap::from([(key.id, Arc::new(key))]),

@@ -19,6 +19,7 @@ use crate::{
     headers,
     limit::{Verdict, quota::Used},
     route::{Forward, ROUTES, Route},
+    signature::Signed,
 };
 
 /// One request, as far as it has come.
@@ -52,6 +53,8 @@ pub struct Ctx {
     pub response_bytes: u64,
     /// Whether the answer was given before.
     pub replayed: bool,
+    /// What its signature says, where it must have one.
+    pub(crate) signed: Option<Signed>,
     pub(crate) assertion: String,
     pub(crate) usage: Usage,
     pub(crate) retried: bool,
@@ -97,6 +100,7 @@ impl Ctx {
             request_bytes: 0,
             response_bytes: 0,
             replayed: false,
+            signed: None,
             assertion: String::new(),
             usage: Usage::None,
             retried: false,

@@ -7,7 +7,7 @@ use contracts::{
     id::RequestId,
     problem::{Code, Problem},
 };
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 use pingora::{Error, ErrorSource, ErrorType, http::ResponseHeader, proxy::Session};
 
 use crate::{config, headers, upstream::Failure};
@@ -104,7 +104,9 @@ pub async fn send(
     mut header: ResponseHeader,
     body: Bytes,
 ) -> pingora::Result<()> {
-    header.set_content_length(body.len())?;
+    if header.status != StatusCode::NO_CONTENT {
+        header.set_content_length(body.len())?;
+    }
     session
         .write_response_header(Box::new(header), body.is_empty())
         .await?;

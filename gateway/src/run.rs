@@ -24,6 +24,7 @@ use pingora::{
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tracing::{info, warn};
 
@@ -31,7 +32,8 @@ use crate::{
     abuse::Abuse,
     auth::{
         Authenticator,
-        jwks::{Jwks, Source},
+        issuer::Source,
+        jwks::Jwks,
         jwt::{Rules, Tokens},
     },
     config::{RunOptions, SNAPSHOT_STALE, TokenOptions},
@@ -39,12 +41,14 @@ use crate::{
     drain::Drain,
     health::Doctor,
     idempotency::Idempotency,
+    keys::{Keys, uses},
     limit::{Limiter, generation::Generation, quota::Seeder},
     pages::Pages,
     proxy::Gateway,
     redis::Redis,
     route::Routes,
     sight::{Sight, access::AccessLog},
+    signature::replay::Replays,
     snapshot::Snapshots,
     spool::{Spool, ship::Shipper},
     store,
@@ -148,21 +152,22 @@ async fn build(
     let stop = || lifecycle.stopping();
     let pool = postgres::open(&options.database, store::SCHEMA, &store::migrations()).await?;
     let snapshots = Arc::new(Snapshots::empty(Instant::now()));
-    let follow = store::follow(options.database.clone(), Arc::clone(&snapshots), stop());
+    let (database, sealing) = (options.database.clone(), options.signatures_key.clone());
+    let follow = store::follow(database, sealing, Arc::clone(&snapshots), stop());
     lifecycle.spawn("snapshot", follow);
+    let note = uses::write(pool.clone(), Arc::clone(&snapshots), stop());
+    lifecycle.spawn("key uses", note);
+    let keys = Keys::new(pool.clone(), Clock::system());
     let redis = redis(options)?;
     redis.start().await;
     let limiter = Arc::new(limiter(options, &redis, &pool, lifecycle).await);
     let (seeder, seeding) = Seeder::new(redis.clone(), &options.upstreams, Clock::system())?;
     lifecycle.spawn("quota", seeding.run(stop()));
     let idempotency = Idempotency::new(redis.clone(), seeder, options.upstream_deadline());
-    let jwks = jwks(&options.tokens)?;
-    if let Some(jwks) = &jwks {
-        lifecycle.spawn("jwks", Arc::clone(jwks).follow(stop()));
-    }
-    let tokens = jwks
-        .clone()
-        .map(|jwks| Tokens::new(jwks, rules(&options.tokens)));
+    let replays = Replays::new(redis.clone());
+    let jwks = follow_issuer(options, &snapshots, lifecycle)?;
+    let tokens = jwks.clone();
+    let tokens = tokens.map(|jwks| Tokens::new(jwks, rules(&options.tokens)));
     let upstreams = Arc::new(Upstreams::new(
         &options.upstreams,
         options.upstream_deadline(),
@@ -203,6 +208,9 @@ async fn build(
         authenticator: Authenticator::new(tokens),
         limiter,
         idempotency,
+        keys,
+        replays,
+        signature_window: options.signature_window_seconds,
         upstreams,
         upstream_deadline: options.upstream_deadline(),
         body_deadline: Duration::from_millis(options.body_deadline_ms),
@@ -231,6 +239,20 @@ async fn limiter(
     let follow = generation.clone().follow(redis.clone(), pool.clone(), stop);
     lifecycle.spawn("generation", follow);
     Limiter::new(redis.clone(), generation, options.gateways_max)
+}
+
+/// The issuer's keys, which are kept true beside the requests.
+fn follow_issuer(
+    options: &RunOptions,
+    snapshots: &Arc<Snapshots>,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Option<Arc<Jwks>>> {
+    let jwks = jwks(&options.tokens, snapshots.news().clone())?;
+    if let Some(jwks) = &jwks {
+        let follow = Arc::clone(jwks).follow(Arc::clone(snapshots), lifecycle.stopping());
+        lifecycle.spawn("jwks", follow);
+    }
+    Ok(jwks)
 }
 
 fn readiness(
@@ -335,7 +357,7 @@ async fn reach(options: &RunOptions) -> Vec<(&'static str, anyhow::Error)> {
     let kafka = async { ops::kafka::ping(&ops::kafka::producer(&options.kafka)?).await };
     note("kafka", kafka.await);
     let keys = async {
-        match jwks(&options.tokens)? {
+        match jwks(&options.tokens, watch::Sender::new(()))? {
             Some(jwks) => jwks.read().await,
             None => Ok(()),
         }
@@ -365,14 +387,15 @@ fn redis(options: &RunOptions) -> anyhow::Result<Redis> {
     Redis::new(&options.redis_url, &options.redis_prefix, deadline)
 }
 
-fn jwks(options: &TokenOptions) -> anyhow::Result<Option<Arc<Jwks>>> {
+fn jwks(options: &TokenOptions, news: watch::Sender<()>) -> anyhow::Result<Option<Arc<Jwks>>> {
     let source = match (&options.jwks_file, &options.jwks_url) {
         (Some(file), _) => Source::File(file.clone()),
         (None, Some(url)) => Source::Url(url.clone()),
-        (None, None) => return Ok(None),
+        (None, None) if options.jwt_issuer.is_empty() => return Ok(None),
+        (None, None) => Source::Issuer(options.jwt_issuer.clone()),
     };
     let ttl = Duration::from_secs(options.jwks_ttl_seconds);
-    Ok(Some(Arc::new(Jwks::new(source, ttl)?)))
+    Ok(Some(Arc::new(Jwks::new(source, ttl, news)?)))
 }
 
 fn rules(options: &TokenOptions) -> Rules {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,10 +16,13 @@ use arc_swap::{ArcSwap, Guard};
 use contracts::{
     assertion::{Role, Scope},
     id::{KeyId, Subject, TenantId},
+    problem::{Code, Problem},
 };
+use ipnet::IpNet;
 use jiff::Timestamp;
+use tokio::sync::watch;
 
-use crate::limit::quota::Quota;
+use crate::{keys::uses::LastUse, limit::quota::Quota, signature::Signing};
 
 /// Everything at one moment.
 #[derive(Debug, Default)]
@@ -31,6 +35,8 @@ pub struct Snapshot {
     pub keys: HashMap<KeyId, Arc<ApiKey>>,
     /// What may not be believed any more.
     pub revoked: Revocations,
+    /// How often an operator has asked for the issuer's keys to be read again.
+    pub jwks_refreshes: i64,
 }
 
 /// Who pays.
@@ -42,6 +48,10 @@ pub struct Tenant {
     pub plan: Arc<Plan>,
     /// Whether a second job with the same content within a day is refused.
     pub unique_content: bool,
+    /// From where they may ask; from anywhere if empty.
+    pub allowed: Vec<IpNet>,
+    /// With what their requests must be signed, if they must.
+    pub signing: Option<Signing>,
 }
 
 /// What a tenant may use.
@@ -74,6 +84,8 @@ pub struct ApiKey {
     pub expires_at: Timestamp,
     /// Whom it speaks for.
     pub identity: Identity,
+    /// When it was last used.
+    pub last_use: LastUse,
 }
 
 /// Whom a credential speaks for.
@@ -111,6 +123,22 @@ pub struct Snapshots {
     started: Instant,
     /// Milliseconds from `started` to the last word from Postgres; 0 while there was none.
     confirmed: AtomicU64,
+    news: watch::Sender<()>,
+}
+
+impl Tenant {
+    /// Whether requests may come from `address`.
+    ///
+    /// # Errors
+    /// The problem that names the address, which is the one to allow.
+    pub fn require_address(&self, address: IpAddr) -> Result<(), Problem> {
+        let allowed = &self.allowed;
+        if allowed.is_empty() || allowed.iter().any(|network| network.contains(&address)) {
+            return Ok(());
+        }
+        let detail = format!("The tenant does not allow requests from {address}.");
+        Err(Problem::new(Code::AccessDenied, detail))
+    }
 }
 
 impl Revocations {
@@ -134,6 +162,7 @@ impl Snapshots {
             current: ArcSwap::default(),
             started: now,
             confirmed: AtomicU64::new(0),
+            news: watch::Sender::new(()),
         }
     }
 
@@ -143,10 +172,29 @@ impl Snapshots {
         self.current.load()
     }
 
+    /// The present snapshot, for whoever keeps it for longer than a request.
+    #[must_use]
+    pub fn load_full(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
     /// Replaces the snapshot, which was true at `now`.
     pub fn swap(&self, snapshot: Snapshot, now: Instant) {
+        let before = self.current.load();
+        for key in snapshot.keys.values() {
+            if let Some(older) = before.keys.get(&key.id) {
+                key.last_use.inherit(&older.last_use);
+            }
+        }
         self.current.store(Arc::new(snapshot));
         self.confirm(now);
+        self.news.send_replace(());
+    }
+
+    /// What is told of every change of what is believed.
+    #[must_use]
+    pub fn news(&self) -> &watch::Sender<()> {
+        &self.news
     }
 
     /// Postgres said at `now` that the snapshot is still true.

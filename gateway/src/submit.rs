@@ -18,9 +18,11 @@ use crate::{
     ctx::{Ctx, Stop, Usage},
     headers,
     idempotency::{self, Asked, Claim, Ending, Fingerprint, Kept, Key, Standing},
+    keys::{self, serve::Call},
     proxy::{Gateway, target},
     reject,
     route::{Body, Forward, Transaction},
+    signature::require_digest,
     upstream::{Answer, Failure},
 };
 
@@ -28,12 +30,21 @@ use crate::{
 const KEPT_HEADERS: [header::HeaderName; 3] =
     [header::CONTENT_TYPE, header::LOCATION, header::ETAG];
 
+/// Who does what a transaction asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum To<'a> {
+    /// An upstream.
+    Upstream(&'a Forward),
+    /// We.
+    Keys(Call),
+}
+
 /// Serves an admitted request of a route that takes a body.
 pub(crate) async fn serve(
     gateway: &Gateway,
     session: &mut Session,
     ctx: &mut Ctx,
-    forward: &Forward,
+    to: To<'_>,
     transaction: Transaction,
 ) -> Result<(), Stop> {
     let key = Key::of(&session.req_header().headers)?;
@@ -43,6 +54,7 @@ pub(crate) async fn serve(
     }
     let body = read(gateway, session).await?;
     ctx.request_bytes = body.len() as u64;
+    require_digest(ctx.signed.as_ref(), &body)?;
     let units = check(transaction.body, &session.req_header().headers, &body)?;
     let claim = match &key {
         None => None,
@@ -63,11 +75,20 @@ pub(crate) async fn serve(
     };
     ctx.quota = claim.as_ref().and_then(|claim| claim.used);
     let key = key.as_ref();
-    let outcome = exchange(gateway, session, ctx, forward, transaction, key, &body).await;
+    let outcome = match to {
+        To::Upstream(forward) => {
+            let sent = exchange(gateway, session, ctx, forward, transaction, key, &body);
+            sent.await.map_err(reject::failure)
+        }
+        To::Keys(call) => {
+            let request = session.req_header();
+            keys::serve::act(gateway, request, ctx, call, key, &body).await
+        }
+    };
     if let Some(claim) = claim {
         settle(gateway, claim, transaction, &outcome).await;
     }
-    let Answer { mut header, body } = outcome.map_err(reject::failure)?;
+    let Answer { mut header, body } = outcome?;
     headers::from_upstream(&mut header);
     header.remove_header(&header::TRANSFER_ENCODING);
     ctx.replayed = header.remove_header(idempotency::REPLAYED).is_some();
@@ -198,7 +219,7 @@ async fn settle(
     gateway: &Gateway,
     claim: Claim,
     transaction: Transaction,
-    outcome: &Result<Answer, Failure>,
+    outcome: &Result<Answer, Problem>,
 ) {
     let idempotency = &gateway.idempotency;
     let answer = match outcome {

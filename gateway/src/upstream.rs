@@ -196,6 +196,35 @@ impl Upstreams {
         }
     }
 
+    /// Sends a request without a body and hands over its answer, to be read as it comes.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn open(
+        &self,
+        audience: Audience,
+        request: &RequestHeader,
+    ) -> Result<(HttpSession, ResponseHeader), Failure> {
+        let upstream = self.get(audience);
+        let peer = upstream
+            .peer(self.deadline)
+            .map_err(|_| Failure::Unreachable)?;
+        let work = async {
+            loop {
+                let connection = self.connector.get_http_session(&peer).await;
+                let (mut session, reused) = connection.map_err(|_| Failure::Unreachable)?;
+                match begin(&mut session, request, &Bytes::new()).await {
+                    Ok(header) => return Ok((session, header)),
+                    // The upstream may have closed it just before: the next one, or a new one.
+                    Err(_) if reused => {}
+                    Err(_) => return Err(Failure::Broken),
+                }
+            }
+        };
+        let answered = tokio::time::timeout(self.deadline, work).await;
+        answered.unwrap_or(Err(Failure::Timeout))
+    }
+
     async fn attempt(
         &self,
         upstream: &Upstream,

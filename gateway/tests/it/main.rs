@@ -7,11 +7,14 @@ mod abuse;
 mod admin;
 mod app;
 mod bad_input;
+mod cut;
 mod fleet;
 mod frames;
+mod freshness;
 mod http2;
 mod idempotency;
 mod issuer;
+mod keys;
 mod life;
 mod limits;
 mod load;
@@ -23,9 +26,13 @@ mod raw;
 mod recorder;
 mod redis;
 mod shared_limits;
+mod signatures;
 mod spool;
+mod streams;
 mod strict;
+mod tenants;
 mod tls;
+mod tokens;
 mod upstream;
 
 /// How long a fault lasts: as an issue words it where `JOBSEAL_LONG` is set, else short.

@@ -259,9 +259,17 @@ async fn usage(extract::State(seen): extract::State<Seen>, Noted(request): Noted
     .into_response()
 }
 
-/// Three events, the later two only after a while.
-async fn events(_: Noted) -> Response {
-    let stream = futures::stream::iter(1..=3).then(|number| async move {
+/// Three events, the later two only after a while, or never if the job is said to be idle; and none
+/// at all if it is settled.
+async fn events(Noted(request): Noted) -> Response {
+    if request.target.contains("settled") {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let idle = request.target.contains("idle");
+    let stream = futures::stream::iter(1..=3).then(move |number| async move {
+        if number > 1 && idle {
+            std::future::pending::<()>().await;
+        }
         if number > 1 {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

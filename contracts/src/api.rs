@@ -11,6 +11,7 @@ use utoipa::{
 
 pub mod health;
 pub mod jobs;
+pub mod keys;
 pub mod proof;
 pub mod usage;
 pub mod webhooks;

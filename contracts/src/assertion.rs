@@ -24,6 +24,8 @@ pub const HEADER: &str = "jobseal-assertion";
 pub const LIFETIME_MAX_SECONDS: i64 = 30;
 /// Longest header that is looked at.
 pub const HEADER_MAX_BYTES: usize = 8 * 1_024;
+/// What the claims have room for before it grows.
+const TYPICAL_BYTES: usize = 768;
 
 /// What the gateway states.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,15 +120,35 @@ pub fn sha256_hex(body: &[u8]) -> String {
     const_hex::encode(digest::digest(&digest::SHA256, body))
 }
 
-/// The header's value for `claims`.
+/// Makes assertions with one key, which is made ready once.
+#[derive(Debug)]
+pub struct Signer(hmac::Key);
+
+impl Signer {
+    /// Signs with `key`.
+    #[must_use]
+    pub fn new(key: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    }
+
+    /// The header's value for `claims`.
+    #[must_use]
+    pub fn sign(&self, claims: &Claims) -> String {
+        let mut json = Vec::with_capacity(TYPICAL_BYTES);
+        serde_json::to_writer(&mut json, claims).expect("claims have a JSON form");
+        let mut text = String::with_capacity(2 * TYPICAL_BYTES);
+        URL_SAFE_NO_PAD.encode_string(json, &mut text);
+        let tag = hmac::sign(&self.0, text.as_bytes());
+        text.push('.');
+        URL_SAFE_NO_PAD.encode_string(tag, &mut text);
+        text
+    }
+}
+
+/// The header's value for `claims`, by whoever signs only now and then.
 #[must_use]
 pub fn sign(claims: &Claims, key: &[u8; 32]) -> String {
-    let json = serde_json::to_vec(claims).expect("claims have a JSON form");
-    let mut text = URL_SAFE_NO_PAD.encode(json);
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes());
-    text.push('.');
-    URL_SAFE_NO_PAD.encode_string(tag, &mut text);
-    text
+    Signer::new(key).sign(claims)
 }
 
 /// The claims of a header that was made with `key` for this very request, and has not expired.

@@ -225,18 +225,21 @@ impl Seal {
 impl UsageRecorded {
     /// The event ready for Kafka.
     pub fn record(&self) -> Result<Record, EventError> {
-        let attributes = Attributes {
+        Ok(Record {
+            topic: USAGE_RECORDED,
+            key: self.tenant_id.clone(),
+            attributes: self.attributes()?,
+            value: self.encode_to_vec(),
+        })
+    }
+
+    /// The attributes of the event.
+    pub fn attributes(&self) -> Result<Attributes, EventError> {
+        Ok(Attributes {
             id: self.request_id.clone(),
             source: GATEWAY_SOURCE.to_owned(),
             event_type: USAGE_RECORDED_TYPE.to_owned(),
             time: self.time()?,
-        };
-        let value = self.encode_to_vec();
-        Ok(Record {
-            topic: USAGE_RECORDED,
-            key: self.tenant_id.clone(),
-            attributes,
-            value,
         })
     }
 

@@ -39,6 +39,9 @@ pub enum Tenant {}
 /// An API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {}
+/// A key that a tenant signs its requests with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SigningKey {}
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Request {}
@@ -58,6 +61,8 @@ pub type JobId = Id<Job>;
 pub type TenantId = Id<Tenant>;
 /// `key_…`
 pub type KeyId = Id<Key>;
+/// `sig_…`
+pub type SigningKeyId = Id<SigningKey>;
 /// `req_…`
 pub type RequestId = Id<Request>;
 /// `user_…`
@@ -101,6 +106,10 @@ impl Kind for Tenant {
 impl Kind for Key {
     const PREFIX: &'static str = "key_";
     const SCHEMA: &'static str = "KeyId";
+}
+impl Kind for SigningKey {
+    const PREFIX: &'static str = "sig_";
+    const SCHEMA: &'static str = "SigningKeyId";
 }
 impl Kind for Request {
     const PREFIX: &'static str = "req_";
@@ -155,7 +164,8 @@ impl<K: Kind> Id<K> {
 
 impl<K: Kind> fmt::Display for Id<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", K::PREFIX, self.uuid.simple())
+        f.write_str(K::PREFIX)?;
+        f.write_str(self.uuid.simple().encode_lower(&mut Uuid::encode_buffer()))
     }
 }
 

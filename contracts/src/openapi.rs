@@ -45,7 +45,7 @@ pub fn openapi() -> OpenApi {
     OpenApiBuilder::new()
         .info(info)
         .tags(Some(
-            ["jobs", "webhooks", "billing", "service"].map(Tag::new),
+            ["jobs", "webhooks", "billing", "keys", "service"].map(Tag::new),
         ))
         .security(Some(
             ["jwt", "api_key"].map(|name| SecurityRequirement::new(name, Vec::<String>::new())),
@@ -127,7 +127,7 @@ mod tests {
             assert!(document.pointer(pointer).is_some(), "{target}");
         }
         let unique: BTreeSet<_> = ids.iter().collect();
-        assert_eq!((unique.len(), ids.len()), (22, 22));
+        assert_eq!((unique.len(), ids.len()), (27, 27));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 pub use code::Code;
 
-use crate::id::RequestId;
+use crate::id::{JobId, RequestId};
 
 mod code;
 
@@ -77,6 +77,9 @@ pub struct ProblemDetails {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub violated_policies: Vec<String>,
+    /// The job that was submitted before with the same content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<JobId>,
     /// Methods the path has, for the `Allow` header.
     #[serde(skip)]
     pub allow: Option<String>,
@@ -159,6 +162,13 @@ impl Problem {
         self
     }
 
+    /// Names the job that was submitted before with the same content.
+    #[must_use]
+    pub fn with_job_id(mut self, job_id: JobId) -> Self {
+        self.0.job_id = Some(job_id);
+        self
+    }
+
     /// Lists the methods the path has; sent as `Allow`.
     #[must_use]
     pub fn with_allow(mut self, methods: impl Into<String>) -> Self {
@@ -227,6 +237,7 @@ impl Problem {
             max_size: None,
             retry_after: None,
             violated_policies: Vec::new(),
+            job_id: None,
             allow: None,
         }))
     }

@@ -6,6 +6,11 @@ CREATE TABLE gateway.plans (
     burst       int NOT NULL CHECK (burst > 0),
     per_hour    int NOT NULL CHECK (per_hour > 0),
     active_jobs int NOT NULL CHECK (active_jobs > 0),
+    -- Compute units a month; NULL is no limit. Beyond them and the soft buffer, submissions are
+    -- refused, or go on as overage.
+    monthly_cu     bigint   CHECK (monthly_cu >= 0),
+    buffer_percent smallint NOT NULL DEFAULT 10 CHECK (buffer_percent BETWEEN 0 AND 100),
+    overage        boolean  NOT NULL DEFAULT false,
     priority    smallint NOT NULL CHECK (priority BETWEEN 1 AND 9),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -14,6 +19,12 @@ CREATE TABLE gateway.tenants (
     id         uuid PRIMARY KEY,
     name       text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
     plan       text NOT NULL REFERENCES gateway.plans,
+    -- Whether a second job with the same content within a day is refused.
+    unique_content boolean NOT NULL DEFAULT false,
+    -- Networks that requests may come from; from anywhere if empty.
+    allowed    text[] NOT NULL DEFAULT '{}' CHECK (cardinality(allowed) <= 64),
+    -- Whether requests must be signed (RFC 9421), beside their credential.
+    signed     boolean NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
@@ -21,6 +32,7 @@ CREATE TABLE gateway.tenants (
 CREATE TABLE gateway.api_keys (
     id          uuid PRIMARY KEY,
     tenant_id   uuid NOT NULL REFERENCES gateway.tenants,
+    name        text CHECK (length(name) BETWEEN 1 AND 128),
     subject     text NOT NULL,
     team        text,
     submitter   text,
@@ -29,9 +41,28 @@ CREATE TABLE gateway.api_keys (
     secret_hash bytea NOT NULL CHECK (octet_length(secret_hash) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at  timestamptz NOT NULL,
-    revoked_at  timestamptz
+    revoked_at  timestamptz,
+    -- The key that took its place; until expires_at both are good.
+    replaced_by uuid REFERENCES gateway.api_keys ON DELETE SET NULL
 );
-CREATE INDEX api_keys_tenant ON gateway.api_keys (tenant_id);
+CREATE INDEX api_keys_tenant ON gateway.api_keys (tenant_id, id);
+CREATE INDEX api_keys_replaced_by ON gateway.api_keys (replaced_by);
+
+-- When a key was last used, to the minute. No change that gateways need to hear of.
+CREATE TABLE gateway.key_uses (
+    key_id  uuid PRIMARY KEY REFERENCES gateway.api_keys ON DELETE CASCADE,
+    used_at timestamptz NOT NULL
+);
+
+-- What a tenant signs its requests with; encrypted, because verifying needs the secret itself.
+CREATE TABLE gateway.signing_keys (
+    id         uuid PRIMARY KEY,
+    tenant_id  uuid NOT NULL REFERENCES gateway.tenants,
+    sealed     bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz
+);
+CREATE INDEX signing_keys_tenant ON gateway.signing_keys (tenant_id);
 
 -- Tokens we did not issue are revoked by naming them, their subject, or the whole tenant.
 CREATE TABLE gateway.revocations (
@@ -39,6 +70,12 @@ CREATE TABLE gateway.revocations (
     value      text NOT NULL CHECK (length(value) BETWEEN 1 AND 256),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (kind, value)
+);
+
+-- Where gateways ever counted: a Redis that is empty under a known prefix was flushed.
+CREATE TABLE gateway.redis_prefixes (
+    prefix     text PRIMARY KEY,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
 -- Versions of upstreams on their way in, and from when on each has which share of the tenants.
@@ -72,7 +109,9 @@ CREATE TABLE gateway.routes (
 -- One row: gateways look whether it moved, and load everything only then.
 CREATE TABLE gateway.changes (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    version  bigint NOT NULL
+    version  bigint NOT NULL,
+    -- How often an operator has asked for the issuer's keys to be read again.
+    jwks_refreshes bigint NOT NULL DEFAULT 0
 );
 INSERT INTO gateway.changes (version) VALUES (1);
 
@@ -88,6 +127,8 @@ CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.plans
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.tenants
     FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.api_keys
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.signing_keys
     FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.revocations
     FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();

@@ -1,23 +1,22 @@
-//! `gateway admin`: plans, tenants and API keys. Running gateways hear of every change at once.
+//! `gateway admin`: plans, tenants, credentials and what is revoked. Running gateways hear of every
+//! change at once.
 
-use std::{io::Write as _, process::ExitCode, time::Duration};
+use std::{io::Write as _, process::ExitCode};
 
-use alloy::primitives::Address;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use contracts::{
-    assertion::{Role, Scope},
-    id::{KeyId, Subject, TenantId, UserId},
-};
+use contracts::id::TenantId;
 use ops::{clock::Clock, config::CommandOptions, postgres};
-use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tracing::error;
 
-use crate::{auth::api_key::Presented, snapshot::Plan, store};
+use crate::{config::Networks, keys::Keys, snapshot::Plan, store};
 
+mod access;
+mod keys;
 mod rollout;
 mod route;
+mod signing;
 mod tables;
 
 /// Where, what, and how to say it.
@@ -43,7 +42,27 @@ enum Action {
     Tenant(TenantCommand),
     /// Their credentials.
     #[command(subcommand)]
-    Key(KeyCommand),
+    Key(keys::KeyCommand),
+    /// What they sign their requests with.
+    #[command(subcommand)]
+    SigningKey(signing::SigningKeyCommand),
+    /// Stop believing tokens and keys, by token, subject or tenant.
+    Revoke {
+        /// By what.
+        kind: access::Kind,
+        /// Which one.
+        value: String,
+    },
+    /// Undo a `revoke`.
+    Restore {
+        /// By what.
+        kind: access::Kind,
+        /// Which one.
+        value: String,
+    },
+    /// The issuer's keys.
+    #[command(subcommand)]
+    Jwks(JwksCommand),
     /// Versions of upstreams on their way in.
     #[command(subcommand)]
     Rollout(rollout::RolloutCommand),
@@ -56,6 +75,8 @@ enum Action {
 enum PlanCommand {
     /// Create a plan.
     Create(NewPlan),
+    /// Change a plan, and so what all its tenants may use.
+    Update(PlanChange),
     /// List plans.
     List,
 }
@@ -69,26 +90,44 @@ enum TenantCommand {
         /// Its plan.
         #[arg(long, default_value = "default")]
         plan: String,
+        /// Refuse a second job with the same content within a day, naming the first.
+        #[arg(long)]
+        unique_content: bool,
+    },
+    /// Give a tenant another plan.
+    SetPlan {
+        /// Which tenant.
+        tenant: TenantId,
+        /// Its plan from now on.
+        plan: String,
+    },
+    /// Say from which networks a tenant's requests may come.
+    Allow {
+        /// Which tenant.
+        tenant: TenantId,
+        /// The networks, such as 192.0.2.0/24 or `2001:db8::/32`.
+        #[arg(required_unless_present = "anywhere", value_name = "CIDR,…")]
+        networks: Option<Networks>,
+        /// From anywhere again.
+        #[arg(long, conflicts_with = "networks")]
+        anywhere: bool,
+    },
+    /// Require that a tenant's requests are signed (RFC 9421). Give it a signing key first.
+    RequireSignatures {
+        /// Which tenant.
+        tenant: TenantId,
+        /// Require it no longer.
+        #[arg(long)]
+        off: bool,
     },
     /// List tenants.
     List,
 }
 
 #[derive(Debug, Subcommand)]
-enum KeyCommand {
-    /// Create an API key; it is shown this once.
-    Create(NewKey),
-    /// List API keys, without secrets.
-    List {
-        /// Only this tenant's.
-        #[arg(long)]
-        tenant: Option<TenantId>,
-    },
-    /// Revoke an API key, at once and for ever.
-    Revoke {
-        /// Which one.
-        id: KeyId,
-    },
+enum JwksCommand {
+    /// Make every gateway read the issuer's keys now.
+    Refresh,
 }
 
 #[derive(Args, Debug)]
@@ -104,6 +143,15 @@ struct NewPlan {
     /// Requests an hour.
     #[arg(long, default_value_t = 10_000)]
     per_hour: i32,
+    /// Compute units a month (1,024 bytes of payload each); without it they are not bounded.
+    #[arg(long)]
+    monthly_cu: Option<i64>,
+    /// How many percent beyond them are let through before submissions are refused.
+    #[arg(long, default_value_t = 10, value_name = "PERCENT")]
+    soft_buffer: i16,
+    /// Let submissions go on beyond that too; they are billed.
+    #[arg(long)]
+    overage: bool,
     /// Unfinished jobs.
     #[arg(long, default_value_t = 100)]
     active_jobs: i32,
@@ -112,29 +160,26 @@ struct NewPlan {
     priority: i16,
 }
 
+/// What is not given stays.
 #[derive(Args, Debug)]
-struct NewKey {
-    /// Whose key it is.
+struct PlanChange {
+    /// Which plan.
+    name: String,
+    /// Requests a minute, sustained.
     #[arg(long)]
-    tenant: TenantId,
-    /// What it may do.
-    #[arg(long, value_delimiter = ',', required = true)]
-    scopes: Vec<Scope>,
-    /// What its holder is: developer, `team_lead` or admin.
-    #[arg(long, default_value = "developer")]
-    role: Role,
-    /// As whom it acts; a new user if not given.
+    per_minute: Option<i32>,
+    /// Requests at once on top of that.
     #[arg(long)]
-    subject: Option<Subject>,
-    /// Their team.
+    burst: Option<i32>,
+    /// Requests an hour.
     #[arg(long)]
-    team: Option<Subject>,
-    /// Their EVM address.
+    per_hour: Option<i32>,
+    /// Unfinished jobs.
     #[arg(long)]
-    submitter: Option<Address>,
-    /// How long it is valid.
-    #[arg(long, default_value = "365d", value_parser = humantime::parse_duration)]
-    expires_in: Duration,
+    active_jobs: Option<i32>,
+    /// How early its jobs' turn comes, 1 to 9.
+    #[arg(long)]
+    priority: Option<i16>,
 }
 
 /// Does what the command line says and prints the outcome; an order that is refused ends with exit
@@ -146,7 +191,8 @@ pub async fn run(options: AdminOptions, clock: &Clock) -> anyhow::Result<ExitCod
     let database = &options.command.database;
     let pool = postgres::open(database, store::SCHEMA, &store::migrations()).await?;
     let client = pool.get().await.context("connect to Postgres")?;
-    match carry_out(&**client, options.action, clock).await {
+    let keys = Keys::new(pool.clone(), clock.clone());
+    match carry_out(&**client, &keys, options.action, clock).await {
         Ok(outcome) => {
             print(&outcome, options.json)?;
             Ok(ExitCode::SUCCESS)
@@ -160,6 +206,7 @@ pub async fn run(options: AdminOptions, clock: &Clock) -> anyhow::Result<ExitCod
 
 async fn carry_out(
     client: &impl tokio_postgres::GenericClient,
+    keys: &Keys,
     action: Action,
     clock: &Clock,
 ) -> anyhow::Result<Value> {
@@ -168,57 +215,43 @@ async fn carry_out(
             tables::insert_plan(client, &plan).await?;
             json!({ "plan": plan.name })
         }
+        Action::Plan(PlanCommand::Update(change)) => access::update_plan(client, &change).await?,
         Action::Plan(PlanCommand::List) => tables::list_plans(client).await?,
-        Action::Tenant(TenantCommand::Create { name, plan }) => {
-            let id = TenantId::generate(clock.now());
-            tables::insert_tenant(client, id, &name, &plan).await?;
-            json!({ "tenant_id": id })
-        }
-        Action::Tenant(TenantCommand::List) => tables::list_tenants(client).await?,
-        Action::Key(KeyCommand::Create(key)) => create_key(client, key, clock).await?,
-        Action::Key(KeyCommand::List { tenant }) => tables::list_keys(client, tenant).await?,
+        Action::Tenant(command) => of_tenant(client, command, clock).await?,
+        Action::Key(command) => keys::carry_out(keys, command, clock).await?,
+        Action::SigningKey(command) => signing::carry_out(client, command, clock).await?,
+        Action::Revoke { kind, value } => access::revoke(client, kind, &value).await?,
+        Action::Restore { kind, value } => access::restore(client, kind, &value).await?,
+        Action::Jwks(JwksCommand::Refresh) => access::refresh_jwks(client).await?,
         Action::Rollout(command) => rollout::carry_out(client, command, clock).await?,
         Action::Route(command) => route::carry_out(client, command, clock).await?,
-        Action::Key(KeyCommand::Revoke { id }) => {
-            tables::revoke_key(client, id).await?;
-            json!({ "revoked": id })
-        }
     })
 }
 
-async fn create_key(
+async fn of_tenant(
     client: &impl tokio_postgres::GenericClient,
-    new: NewKey,
+    command: TenantCommand,
     clock: &Clock,
 ) -> anyhow::Result<Value> {
-    let now = clock.now();
-    let key = Presented::generate(KeyId::generate(now));
-    let subject = match new.subject {
-        Some(subject) => subject,
-        None => UserId::generate(now).to_string().parse()?,
-    };
-    let expires_at = now
-        .checked_add(new.expires_in)
-        .context("--expires-in is too long")?;
-    let row = tables::KeyRow {
-        id: key.id,
-        tenant: new.tenant,
-        subject: &subject,
-        team: new.team.as_ref(),
-        submitter: new.submitter,
-        role: new.role,
-        scopes: &new.scopes,
-        secret_hash: key.secret_hash(),
-        expires_at,
-    };
-    tables::insert_key(client, &row).await?;
-    Ok(json!({
-        "key": key.text().expose_secret(),
-        "key_id": key.id,
-        "tenant_id": new.tenant,
-        "subject": subject,
-        "expires_at": expires_at,
-    }))
+    match command {
+        TenantCommand::Create {
+            name,
+            plan,
+            unique_content,
+        } => {
+            let id = TenantId::generate(clock.now());
+            tables::insert_tenant(client, id, &name, &plan, unique_content).await?;
+            Ok(json!({ "tenant_id": id }))
+        }
+        TenantCommand::SetPlan { tenant, plan } => access::set_plan(client, tenant, &plan).await,
+        TenantCommand::Allow {
+            tenant, networks, ..
+        } => access::set_allowed(client, tenant, &networks.unwrap_or_default().0).await,
+        TenantCommand::RequireSignatures { tenant, off } => {
+            access::set_signed(client, tenant, !off).await
+        }
+        TenantCommand::List => tables::list_tenants(client).await,
+    }
 }
 
 /// JSON as it is, or a line a member and a paragraph a row.
@@ -253,6 +286,9 @@ fn plan_json(plan: &Plan) -> Value {
         "per_minute": plan.per_minute,
         "burst": plan.burst,
         "per_hour": plan.per_hour,
+        "monthly_cu": plan.quota.map(|quota| quota.units),
+        "soft_buffer": plan.quota.map(|quota| quota.buffer_percent),
+        "overage": plan.quota.map(|quota| quota.overage),
         "active_jobs": plan.active_jobs,
         "priority": plan.priority,
     })

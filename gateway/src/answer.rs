@@ -5,7 +5,7 @@ use contracts::{
     api::health::HealthStatus,
     problem::{Code, Problem},
 };
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use pingora::{Error, ErrorType, http::ResponseHeader, proxy::Session};
 use tracing::{error, warn};
 
@@ -102,19 +102,25 @@ impl Gateway {
     }
 
     pub(crate) fn decorate(&self, answer: &mut ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
-        headers::complete(answer, ctx.request_id)?;
-        if let Some(verdict) = &ctx.verdict {
-            for (name, value) in verdict.fields(self.clock.now()) {
-                answer.insert_header(name, value)?;
+        headers::complete(answer, ctx.request_id, |headers| {
+            if let Some(verdict) = &ctx.verdict {
+                for (name, value) in verdict.fields(self.clock.now()) {
+                    headers.insert(name, value);
+                }
             }
-        }
-        if let Some(rule) = &ctx.rule {
-            rule.announce(answer)?;
-        }
-        if ctx.replayed {
-            answer.insert_header(idempotency::REPLAYED, "true")?;
-        }
-        Ok(())
+            if let Some(used) = &ctx.quota {
+                // Lists may stand in several fields of a name (RFC 9651 section 4.2).
+                for (name, value) in used.fields(self.clock.now()) {
+                    headers.append(name, value);
+                }
+            }
+            if let Some(rule) = &ctx.rule {
+                rule.announce(headers);
+            }
+            if ctx.replayed {
+                headers.insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
+            }
+        })
     }
 
     /// Writes the usage record, once a request; whether it was written, or none is due.

@@ -20,6 +20,7 @@ use crate::{
 };
 
 pub mod api_key;
+pub mod issuer;
 pub mod jwks;
 pub mod jwt;
 
@@ -112,18 +113,35 @@ impl Authenticator {
                 Credential::Token(tokens.verify(text, now).await?)
             }
         };
-        let (identity, jti) = (credential.identity(), credential.jti());
-        if snapshot.revoked.cover(identity, jti) {
-            return Err(Refusal::Revoked);
-        }
-        let tenant = snapshot
-            .tenants
-            .get(&identity.tenant)
-            .ok_or(Refusal::UnknownTenant)?;
-        Ok(Principal {
-            tenant: Arc::clone(tenant),
-            credential,
-        })
+        credential.belongs(snapshot)
+    }
+
+    /// The same principal by what is known now, for whoever was let in a while ago.
+    ///
+    /// # Errors
+    /// Why they would not be let in any more.
+    pub fn renew(
+        &self,
+        principal: &Principal,
+        snapshot: &Snapshot,
+        now: Timestamp,
+    ) -> Result<Principal, Refusal> {
+        let credential = match &principal.credential {
+            Credential::Key(known) => {
+                let key = snapshot.keys.get(&known.id).ok_or(Refusal::Revoked)?;
+                if key.expires_at <= now {
+                    return Err(Refusal::Expired);
+                }
+                Credential::Key(Arc::clone(key))
+            }
+            Credential::Token(token) => {
+                let tokens = self.tokens.as_ref();
+                let tokens = tokens.ok_or(Refusal::Token(TokenError::NotAccepted))?;
+                tokens.renew(token, now)?;
+                Credential::Token(Arc::clone(token))
+            }
+        };
+        credential.belongs(snapshot)
     }
 }
 
@@ -140,6 +158,17 @@ impl Principal {
         match &self.credential {
             Credential::Key(key) => Some(key.id),
             Credential::Token(_) => None,
+        }
+    }
+
+    /// When the credential ends.
+    #[must_use]
+    pub fn expires_at(&self) -> Timestamp {
+        match &self.credential {
+            Credential::Key(key) => key.expires_at,
+            Credential::Token(token) => {
+                Timestamp::from_second(token.expires_at).unwrap_or(Timestamp::MAX)
+            }
         }
     }
 
@@ -172,6 +201,19 @@ impl Principal {
 }
 
 impl Credential {
+    /// Whose it is, unless it, its subject or its tenant is revoked.
+    fn belongs(self, snapshot: &Snapshot) -> Result<Principal, Refusal> {
+        let identity = self.identity();
+        if snapshot.revoked.cover(identity, self.jti()) {
+            return Err(Refusal::Revoked);
+        }
+        let tenant = snapshot.tenants.get(&identity.tenant);
+        Ok(Principal {
+            tenant: Arc::clone(tenant.ok_or(Refusal::UnknownTenant)?),
+            credential: self,
+        })
+    }
+
     fn identity(&self) -> &Identity {
         match self {
             Self::Key(key) => &key.identity,
@@ -260,6 +302,7 @@ fn api_key(text: &str, snapshot: &Snapshot, now: Timestamp) -> Result<Arc<ApiKey
     if key.expires_at <= now {
         return Err(Refusal::Expired);
     }
+    key.last_use.note(now);
     Ok(Arc::clone(key))
 }
 

@@ -10,6 +10,10 @@ use ops::config::{DatabaseOptions, KafkaOptions, Key32, ProcessOptions};
 use secrecy::SecretString;
 use url::Url;
 
+use crate::auth::issuer::is_safe;
+
+pub mod edge;
+
 /// Largest request body.
 pub const BODY_MAX_BYTES: usize = 1_024 * 1_024;
 /// Largest answer that the transaction path captures.
@@ -49,6 +53,9 @@ pub struct RunOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: its own type is documented")]
     pub upstreams: UpstreamOptions,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened: its own type is documented")]
+    pub edge: edge::EdgeOptions,
     /// Address of the public listener.
     #[arg(long, env = "LISTEN", value_name = "HOST:PORT")]
     pub listen: SocketAddr,
@@ -128,9 +135,21 @@ pub struct RunOptions {
         value_name = "SECONDS"
     )]
     pub snapshot_max_age_seconds: u64,
+    /// What tenants' signing keys are encrypted with at rest; without it no signature fits.
+    #[arg(
+        long,
+        env = "SIGNATURES_KEY",
+        hide_env_values = true,
+        value_name = "HEX"
+    )]
+    pub signatures_key: Option<Key32>,
+    /// How old a request's signature may be; for as long none is believed twice.
+    #[arg(long, env = "SIGNATURE_WINDOW_SECONDS", default_value_t = 300, value_name = "SECONDS",
+        value_parser = clap::value_parser!(i64).range(1..=3_600))]
+    pub signature_window_seconds: i64,
 }
 
-/// Which JSON Web Tokens are believed; without a JWKS none is.
+/// Which JSON Web Tokens are believed; without an issuer none is.
 #[derive(Args, Clone, Debug)]
 pub struct TokenOptions {
     /// File with the issuer's public keys (RFC 7517).
@@ -144,7 +163,8 @@ pub struct TokenOptions {
     /// URL of the issuer's public keys (RFC 7517).
     #[arg(long, env = "JWKS_URL", value_name = "URL")]
     pub jwks_url: Option<Url>,
-    /// The `iss` that tokens must have.
+    /// The `iss` that tokens must have. By itself, it is the URL of an `OpenID` provider, whose
+    /// configuration says where its keys are.
     #[arg(
         long,
         env = "JWT_ISSUER",
@@ -250,10 +270,17 @@ impl RunOptions {
     /// Names the flags that do not go together.
     pub fn validate(&self) -> anyhow::Result<()> {
         let tokens = &self.tokens;
-        if tokens.jwks_file.is_some() || tokens.jwks_url.is_some() {
+        let has_keys = tokens.jwks_file.is_some() || tokens.jwks_url.is_some();
+        if has_keys || !tokens.jwt_issuer.is_empty() {
             ensure!(
                 !tokens.jwt_issuer.is_empty() && !tokens.jwt_audience.is_empty(),
-                "a JWKS needs JWT_ISSUER and JWT_AUDIENCE: else any token of its keys would pass"
+                "tokens need JWT_ISSUER and JWT_AUDIENCE: else any token of their keys would pass"
+            );
+        }
+        if !has_keys && !tokens.jwt_issuer.is_empty() {
+            ensure!(
+                Url::parse(&tokens.jwt_issuer).is_ok_and(|url| is_safe(&url)),
+                "without a JWKS, JWT_ISSUER must be an https URL (or http on this machine)"
             );
         }
         for (audience, url, _) in self.upstreams.all() {

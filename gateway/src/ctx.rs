@@ -18,9 +18,10 @@ use crate::{
     auth::Principal,
     drain::InFlight,
     headers,
-    limit::Verdict,
+    limit::{Verdict, quota::Used},
     route::{Forward, ROUTES, Route},
     rule::Rule,
+    signature::Signed,
     upstream::Pick,
 };
 
@@ -43,6 +44,8 @@ pub struct Ctx {
     pub principal: Option<Principal>,
     /// How they stand with their limits, once they are counted.
     pub verdict: Option<Verdict>,
+    /// How they stand with the month's compute units, once they are charged.
+    pub quota: Option<Used>,
     /// The answer's status; zero before there is one.
     pub status: u16,
     /// The answer's problem, if it is one.
@@ -57,9 +60,13 @@ pub struct Ctx {
     pub rule: Option<Arc<Rule>>,
     /// Where it went, until that is known to have gone well or not.
     pub(crate) pick: Option<Pick>,
+    /// What its signature says, where it must have one.
+    pub(crate) signed: Option<Signed>,
     pub(crate) assertion: String,
     pub(crate) usage: Usage,
     pub(crate) retried: bool,
+    /// Whether something is known against the address.
+    pub(crate) watched: bool,
     pub(crate) in_flight: Option<InFlight>,
 }
 
@@ -94,6 +101,7 @@ impl Ctx {
             route: None,
             principal: None,
             verdict: None,
+            quota: None,
             status: 0,
             code: None,
             request_bytes: 0,
@@ -101,9 +109,11 @@ impl Ctx {
             replayed: false,
             rule: None,
             pick: None,
+            signed: None,
             assertion: String::new(),
             usage: Usage::None,
             retried: false,
+            watched: false,
             in_flight: Some(in_flight),
         }
     }

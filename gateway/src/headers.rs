@@ -3,19 +3,27 @@
 //! Upstreams see only what is on a list: whatever else a client sends, an identity header above
 //! all, ends here.
 
-use std::net::IpAddr;
+use std::{mem, net::IpAddr};
 
 use contracts::{
     assertion,
     id::RequestId,
     problem::{Code, Problem},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, response};
 use ipnet::IpNet;
-use pingora::http::{RequestHeader, ResponseHeader};
+use memchr::memmem;
+use pingora::{
+    ErrorType, OrErr as _,
+    http::{RequestHeader, ResponseHeader},
+};
 use uuid::Uuid;
 
-use crate::{config, idempotency};
+use crate::{
+    config,
+    door::head::{self, Fault},
+    idempotency,
+};
 
 /// Request headers that go upstream as they came; all others stay here.
 const TO_UPSTREAM: [HeaderName; 8] = [
@@ -28,6 +36,11 @@ const TO_UPSTREAM: [HeaderName; 8] = [
     HeaderName::from_static("last-event-id"),
     TRACESTATE,
 ];
+
+/// Room for what goes upstream: the listed headers and ours.
+const UPSTREAM_HEADERS: usize = 16;
+/// Room for what is usual on an answer, ours included.
+const ANSWER_HEADERS: usize = 32;
 
 /// Answer headers that must not leave.
 const NOT_TO_CLIENT: [HeaderName; 9] = [
@@ -58,10 +71,17 @@ const SECURITY: [(HeaderName, HeaderValue); 4] = [
     ),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
 ];
-const CONTENT_POLICY: HeaderValue =
-    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+/// On every answer that does not say something else.
+const UNLESS_SAID: [(HeaderName, HeaderValue); 2] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    ),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+];
 
+const ASSERTION: HeaderName = HeaderName::from_static(assertion::HEADER);
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(idempotency::HEADER);
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -69,47 +89,54 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 /// Beginnings of names that only we may use, towards upstreams.
 const OURS: [&str; 3] = ["jobseal-", "x-jobseal-", "x-consumer-"];
 const OUR_TENANT: &str = "x-tenant-id";
+/// Names that decide where a request ends; what differs by an underscore could be taken for them.
+const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 
-/// Refuses what two parsers could read in two ways, and what is too much. A refusal closes the
-/// connection, since nobody knows where the next request begins.
+/// Refuses what is not plainly a request to us, once `door::head` has seen to its bytes. A refusal
+/// closes the connection, since nobody knows where the next request begins.
 ///
 /// # Errors
 /// The problem to answer with.
-pub fn check_form(request: &RequestHeader, raw: &[u8]) -> Result<(), Problem> {
+pub fn check_form(request: &RequestHeader) -> Result<(), Problem> {
     let refuse = |detail: &str| Err(Problem::new(Code::InvalidRequest, detail));
-    if request.raw_path().len() > config::TARGET_MAX_BYTES {
-        return refuse("The request target is too long.");
+    if request.version == Version::HTTP_2 {
+        check_http2(request)?;
     }
-    if raw.len() > config::HEADERS_MAX_BYTES || request.headers.len() > config::HEADERS_MAX {
-        return refuse("There are too many or too large headers.");
-    }
-    if !request.raw_path().starts_with(b"/") {
-        return refuse("The request target must be a path.");
-    }
-    if has_bare_line_end(raw) {
-        return refuse("The headers have malformed line ends.");
+    if has_dot_segment(request.raw_path()) {
+        return refuse("The path has segments that lead elsewhere.");
     }
     let headers = &request.headers;
-    let coded = headers.get_all(header::TRANSFER_ENCODING).iter().count();
-    // Pingora has dropped Content-Length where both are there: the bytes still tell.
-    if coded > 0 && names_field(raw, "content-length") {
-        return refuse("Content-Length and Transfer-Encoding exclude each other.");
-    }
-    let chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if coded > 1 || !headers.get(header::TRANSFER_ENCODING).is_none_or(chunked) {
-        return refuse("The only Transfer-Encoding is chunked.");
-    }
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let digits = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
-    if !lengths.next().is_none_or(digits) || lengths.next().is_some() {
-        return refuse("Content-Length must be one number.");
-    }
     let upgrades = headers.contains_key(header::UPGRADE) && !asks_for_websocket(request);
     if upgrades || request.method == Method::CONNECT {
         return refuse("There is nothing to upgrade to here.");
     }
+    let expected = headers.get_all(header::EXPECT).iter();
+    if { expected }.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return refuse("Nothing but 100-continue can be expected.");
+    }
     if headers.keys().any(looks_like_ours) {
         return refuse("A header's name differs from one of ours by an underscore.");
+    }
+    Ok(())
+}
+
+/// What `door::head` sees to in HTTP/1. Framing, pseudo headers and the fields that are not of
+/// HTTP/2 are seen to by the `h2` crate.
+fn check_http2(request: &RequestHeader) -> Result<(), Problem> {
+    let target = request.raw_path();
+    if target.len() > config::TARGET_MAX_BYTES {
+        return Err(Fault::Target.problem());
+    }
+    if request.headers.len() > config::HEADERS_MAX {
+        return Err(Fault::Fields.problem());
+    }
+    let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
+    let digits = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    if !lengths.next().is_none_or(digits) || lengths.next().is_some() {
+        return Err(Fault::Malformed("Content-Length must be one number.").problem());
+    }
+    if !head::is_target(target) && request.method != Method::CONNECT {
+        return Err(Fault::Malformed("The request target must be a path.").problem());
     }
     Ok(())
 }
@@ -202,81 +229,95 @@ pub struct Upstream<'a> {
 /// # Errors
 /// When a value is no header value, which none of ours can be.
 pub fn for_upstream(request: &mut RequestHeader, ours: &Upstream<'_>) -> pingora::Result<()> {
-    let names: Vec<HeaderName> = request.headers.keys().cloned().collect();
-    for name in names {
-        if !TO_UPSTREAM.contains(&name) {
-            request.remove_header(&name);
+    // Made anew: Pingora's own edits keep a second map, of the names as they were written.
+    let mut headers = HeaderMap::with_capacity(UPSTREAM_HEADERS);
+    for (name, value) in &request.headers {
+        if TO_UPSTREAM.contains(name) {
+            headers.append(name.clone(), value.clone());
         }
     }
-    request.insert_header(assertion::HEADER, ours.assertion)?;
-    request.insert_header(TRACEPARENT, ours.traceparent)?;
+    headers.insert(ASSERTION, value(ours.assertion)?);
+    headers.insert(TRACEPARENT, value(ours.traceparent)?);
     if let Some(key) = ours.key {
-        request.insert_header(idempotency::HEADER, key.as_str())?;
+        headers.insert(IDEMPOTENCY_KEY, value(key.as_str())?);
     }
     if let Some(length) = ours.length {
-        request.insert_header(header::CONTENT_LENGTH, length)?;
+        headers.insert(header::CONTENT_LENGTH, length.into());
     }
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method = request.method.clone();
+    parts.uri = request.uri.clone();
+    parts.version = request.version;
+    parts.headers = headers;
+    *request = parts.into();
     Ok(())
 }
 
 /// Takes away what an upstream's answer says to us alone.
 pub fn from_upstream(answer: &mut ResponseHeader) {
-    for name in &NOT_TO_CLIENT {
-        answer.remove_header(name);
-    }
-    let private: Vec<HeaderName> = answer
-        .headers
-        .keys()
-        .filter(|name| is_ours(name.as_str()))
-        .cloned()
-        .collect();
-    for name in private {
-        answer.remove_header(&name);
-    }
+    edit(answer, |headers| {
+        let mut kept = HeaderMap::with_capacity(ANSWER_HEADERS);
+        for (name, value) in &*headers {
+            if !NOT_TO_CLIENT.contains(name) && !is_ours(name.as_str()) {
+                kept.append(name.clone(), value.clone());
+            }
+        }
+        *headers = kept;
+    });
 }
 
-/// Adds what is on every answer, unless the answer says otherwise.
+/// Adds what is on every answer, unless the answer says otherwise, and what `more` adds.
 ///
 /// # Errors
 /// When a value is no header value, which none of ours can be.
-pub fn complete(answer: &mut ResponseHeader, request_id: RequestId) -> pingora::Result<()> {
-    for (name, value) in SECURITY {
-        answer.insert_header(name, value)?;
-    }
-    if !answer.headers.contains_key(header::CONTENT_SECURITY_POLICY) {
-        answer.insert_header(header::CONTENT_SECURITY_POLICY, CONTENT_POLICY)?;
-    }
-    if !answer.headers.contains_key(header::CACHE_CONTROL) {
-        answer.insert_header(header::CACHE_CONTROL, NO_STORE)?;
-    }
-    answer.insert_header(REQUEST_ID, request_id.to_string())?;
+pub fn complete(
+    answer: &mut ResponseHeader,
+    request_id: RequestId,
+    more: impl FnOnce(&mut HeaderMap),
+) -> pingora::Result<()> {
+    let request_id = value(&request_id.to_string())?;
+    edit(answer, |headers| {
+        for (name, value) in SECURITY {
+            headers.insert(name, value);
+        }
+        for (name, value) in UNLESS_SAID {
+            headers.entry(name).or_insert(value);
+        }
+        headers.insert(REQUEST_ID, request_id);
+        more(headers);
+    });
     Ok(())
+}
+
+/// Pingora's own edits look each name up again by its letters, and keep a second map of them.
+fn edit(answer: &mut ResponseHeader, work: impl FnOnce(&mut HeaderMap)) {
+    let (empty, ()) = http::Response::new(()).into_parts();
+    let mut parts = response::Parts::from(mem::replace(answer, empty.into()));
+    work(&mut parts.headers);
+    *answer = parts.into();
+}
+
+fn value(text: &str) -> pingora::Result<HeaderValue> {
+    HeaderValue::from_str(text).or_err(ErrorType::InvalidHTTPHeader, "not a header value")
 }
 
 fn looks_like_ours(name: &HeaderName) -> bool {
     let name = name.as_str();
-    name.contains('_') && is_ours(&name.replace('_', "-"))
+    name.contains('_') && {
+        let meant = name.replace('_', "-");
+        is_ours(&meant) || FRAMING.contains(&meant.as_str())
+    }
 }
 
 fn is_ours(name: &str) -> bool {
     name == OUR_TENANT || OURS.iter().any(|ours| name.starts_with(ours))
 }
 
-/// A line feed without a carriage return before it, or the other way round.
-fn has_bare_line_end(raw: &[u8]) -> bool {
-    raw.iter().enumerate().any(|(at, byte)| match byte {
-        b'\n' => at == 0 || raw[at - 1] != b'\r',
-        b'\r' => raw.get(at + 1) != Some(&b'\n'),
-        _ => false,
-    })
-}
-
-fn names_field(raw: &[u8], name: &str) -> bool {
-    raw.split(|byte| *byte == b'\n').any(|line| {
-        line.len() > name.len()
-            && line[name.len()] == b':'
-            && line[..name.len()].eq_ignore_ascii_case(name.as_bytes())
-    })
+/// Whether a segment of the path is `.` or `..`, which some take for a way and some for a name.
+fn has_dot_segment(target: &[u8]) -> bool {
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or(target);
+    memmem::find(path, b"/.").is_some() && { path.split(|byte| *byte == b'/') }
+        .any(|part| matches!(part, b"." | b".."))
 }
 
 /// Whether the text is of W3C Trace Context's form, version 00, with ids that are not zero.
@@ -311,29 +352,30 @@ mod tests {
     }
 
     #[test]
-    fn what_two_parsers_could_read_in_two_ways_is_refused() {
-        let fine = request(&[("content-length", "3"), ("accept", "*/*")]);
-        assert!(check_form(&fine, b"GET / HTTP/1.1\r\nA: b\r\n\r\n").is_ok());
-        assert!(check_form(&fine, b"GET / HTTP/1.1\nA: b\r\n\r\n").is_err());
-        let chunked = request(&[("transfer-encoding", "chunked")]);
-        assert!(check_form(&chunked, b"\r\n\r\n").is_ok());
-        assert!(check_form(&chunked, b"GET / HTTP/1.1\r\nContent-Length: 3\r\n\r\n").is_err());
+    fn what_is_not_plainly_a_request_to_us_is_refused() {
+        assert!(check_form(&request(&[("accept", "*/*"), ("expect", "100-Continue")])).is_ok());
         for bad in [
-            request(&[("transfer-encoding", "gzip, chunked")]),
-            request(&[
-                ("transfer-encoding", "chunked"),
-                ("transfer-encoding", "chunked"),
-            ]),
-            request(&[("content-length", "+3")]),
-            request(&[("content-length", "3"), ("content-length", "3")]),
             request(&[("upgrade", "websocket")]),
+            request(&[("expect", "200-ok")]),
             request(&[("jobseal_assertion", "x")]),
             request(&[("x_tenant_id", "x")]),
+            request(&[("transfer_encoding", "chunked")]),
         ] {
-            assert!(check_form(&bad, b"\r\n").is_err(), "{bad:?}");
+            assert!(check_form(&bad).is_err(), "{bad:?}");
         }
-        let absolute = RequestHeader::build("GET", b"http://a/v1/jobs", None).unwrap();
-        assert!(check_form(&absolute, b"\r\n").is_err());
+        let of = |path: &[u8], version| {
+            let mut request = RequestHeader::build("GET", path, None).unwrap();
+            request.set_version(version);
+            check_form(&request)
+        };
+        assert!(of(b"/v1/jobs/a.b?c=../d", Version::HTTP_11).is_ok());
+        for path in [&b"/v1/jobs/.."[..], b"/v1/./jobs", b"/.", b"/../v1/jobs?a"] {
+            assert!(of(path, Version::HTTP_11).is_err());
+        }
+        assert!(of(b"/v1/jobs", Version::HTTP_2).is_ok());
+        for path in [&b"http://a/v1/jobs"[..], b"*", b"/a\\b"] {
+            assert!(of(path, Version::HTTP_2).is_err());
+        }
     }
 
     #[test]

@@ -11,8 +11,7 @@ use contracts::{
     api::health::{Dependency, Health, HealthStatus},
     assertion::Audience,
 };
-use ops::{config::KafkaOptions, postgres::Pool};
-use rdkafka::producer::FutureProducer;
+use ops::{config::KafkaOptions, kafka::Topics, postgres::Pool};
 use tokio_util::sync::CancellationToken;
 
 use crate::{redis::Redis, snapshot::Snapshots, upstream::Upstreams};
@@ -26,7 +25,7 @@ const LOOK_DEADLINE: Duration = Duration::from_millis(1_500);
 pub struct Doctor {
     pool: Pool,
     redis: Redis,
-    kafka: FutureProducer,
+    kafka: Topics,
     upstreams: Arc<Upstreams>,
     snapshots: Arc<Snapshots>,
     snapshot_max_age: Duration,
@@ -46,7 +45,7 @@ impl Doctor {
         snapshots: Arc<Snapshots>,
         snapshot_max_age: Duration,
     ) -> anyhow::Result<Self> {
-        let kafka = ops::kafka::producer(kafka)?;
+        let kafka = Topics::new(kafka)?;
         let unknown = Health {
             status: HealthStatus::Unhealthy,
             dependencies: Vec::new(),
@@ -100,11 +99,7 @@ impl Doctor {
                 ops::postgres::ping(&self.pool)
             ),
             ask("redis", HealthStatus::Degraded, self.redis.ping()),
-            ask(
-                "kafka",
-                HealthStatus::Degraded,
-                ops::kafka::ping(&self.kafka)
-            ),
+            ask("kafka", HealthStatus::Degraded, self.kafka.ping()),
             futures::future::join_all(upstreams),
         );
         let found: Vec<_> = [postgres, redis, kafka]

@@ -7,16 +7,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use contracts::{
-    id::TenantId,
+    id::JobId,
     problem::{Code, Problem},
 };
 use fred::types::Value;
 use http::{HeaderMap, Method};
+use jiff::Timestamp;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::redis::{Redis, Script};
+use crate::{
+    limit::quota::{self, Month, Seeder, Used},
+    redis::{Redis, Script},
+    snapshot::Tenant,
+};
 
 /// The header that carries the key.
 pub const HEADER: &str = "idempotency-key";
@@ -42,13 +47,31 @@ pub struct Key(String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint(String);
 
+/// A request that comes with a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Whose it is.
+    pub tenant: &'a Tenant,
+    /// The key.
+    pub key: &'a Key,
+    /// What makes a retry one.
+    pub fingerprint: &'a Fingerprint,
+    /// Compute units it costs; 0 where it makes no job.
+    pub units: u64,
+    /// When it came.
+    pub now: Timestamp,
+}
+
 /// The right to act under a key; [`Idempotency::keep`] or [`Idempotency::free`] ends it.
 #[derive(Debug)]
 #[must_use = "a claim blocks its key until it is ended"]
 pub struct Claim {
-    place: String,
+    /// How the tenant stands with the month's quota now, where it has one.
+    pub used: Option<Used>,
+    places: [String; 3],
     /// `None` where nothing was claimed.
     token: Option<String>,
+    charged: u64,
 }
 
 /// What a key says about a request.
@@ -58,6 +81,19 @@ pub enum Standing {
     Claimed(Claim),
     /// The answer that was given before.
     Replay(Kept),
+    /// The month's quota has no room for the request.
+    Exhausted(Used),
+}
+
+/// What becomes of a key.
+#[derive(Debug)]
+pub enum Ending<'a> {
+    /// It stands for this answer, and its content for the job.
+    Kept(&'a Kept, Option<JobId>),
+    /// It stands for an answer that must not be shown again.
+    Secret,
+    /// It is free again.
+    Freed,
 }
 
 /// An answer as it is kept.
@@ -76,35 +112,11 @@ pub struct Kept {
 #[derive(Debug)]
 pub struct Idempotency {
     redis: Redis,
+    seeder: Seeder,
     claim: Script,
-    keep: Script,
-    free: Script,
+    end: Script,
     claim_life: Duration,
 }
-
-/// Claims a free key, or says what it stands for.
-const CLAIM: &str = "\
-local held = redis.call('HMGET', KEYS[1], 'hash', 'state', 'head', 'body')
-if not held[1] then
-  redis.call('HSET', KEYS[1], 'hash', ARGV[1], 'state', 'claimed', 'token', ARGV[2])
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  return { 'claimed' }
-end
-if held[1] ~= ARGV[1] then return { 'mismatch' } end
-return { held[2] == 'claimed' and 'pending' or held[2], held[3] or '', held[4] or '' }";
-
-/// Ends a claim with an answer, if it is still the caller's.
-const KEEP: &str = "\
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[1], 'token')
-redis.call('HSET', KEYS[1], 'state', ARGV[2], 'head', ARGV[3], 'body', ARGV[4])
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
-return 1";
-
-/// Ends a claim without one, if it is still the caller's.
-const FREE: &str = "\
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])";
 
 impl Key {
     /// The key of a request: a structured-field string, or the same without quotes.
@@ -160,111 +172,156 @@ impl Fingerprint {
 impl Idempotency {
     /// Claims last a little longer than `upstream_deadline`.
     #[must_use]
-    pub fn new(redis: Redis, upstream_deadline: Duration) -> Self {
-        let (claim, keep, free) = (Script::new(CLAIM), Script::new(KEEP), Script::new(FREE));
+    pub fn new(redis: Redis, seeder: Seeder, upstream_deadline: Duration) -> Self {
         Self {
             redis,
-            claim,
-            keep,
-            free,
+            seeder,
+            claim: Script::new(include_str!("idempotency/claim.lua")),
+            end: Script::new(include_str!("idempotency/end.lua")),
             claim_life: upstream_deadline + CLAIM_SLACK,
         }
     }
 
-    /// Claims `key` for a request, or finds its answer.
+    /// Claims a key for a request and charges it, or finds its answer.
     ///
     /// # Errors
-    /// The problem to answer with: another request's key, one in flight, or one whose answer was
-    /// not kept because it showed a secret.
-    pub async fn claim(
-        &self,
-        tenant: TenantId,
-        key: &Key,
-        fingerprint: &Fingerprint,
-    ) -> Result<Standing, Problem> {
-        let place = self.redis.key("idem", tenant, &format!(":{}", key.0));
+    /// The problem to answer with: another request's key, one in flight, one whose answer was not
+    /// kept because it showed a secret, or the content of an earlier job.
+    pub async fn claim(&self, asked: &Asked<'_>) -> Result<Standing, Problem> {
+        let places = self.places(asked);
         let token = Uuid::new_v4().simple().to_string();
+        let quota = asked.tenant.plan.quota.filter(|_| asked.units > 0);
         let arguments = vec![
-            Value::from(fingerprint.0.as_str()),
+            Value::from(asked.fingerprint.0.as_str()),
             Value::from(token.as_str()),
             milliseconds(self.claim_life),
+            Value::from(asked.units.to_string()),
+            quota
+                .and_then(|quota| quota.most())
+                .map_or(Value::from(-1), |most| Value::from(most.to_string())),
+            quota.map_or(Value::from(0), |_| milliseconds(quota::KEPT)),
+            Value::from(i64::from(asked.units > 0 && asked.tenant.unique_content)),
         ];
-        let answer = self.redis.run(&self.claim, place.clone(), arguments).await;
+        let answer = self
+            .redis
+            .run(&self.claim, places.to_vec(), arguments)
+            .await;
+        let claimed = |token, charged, used| Claim {
+            used,
+            places,
+            token,
+            charged,
+        };
         let Ok::<Vec<Bytes>, _>(answer) = answer else {
             // The claim may have been made all the same, and then must be ended.
-            let token = Some(token);
-            return Ok(Standing::Claimed(Claim { place, token }));
+            return Ok(Standing::Claimed(claimed(Some(token), 0, None)));
         };
+        let used = quota
+            .zip(number(answer.get(1)))
+            .map(|(quota, units)| Used { quota, units });
+        if used.is_some() && number(answer.get(2)) == Some(0) {
+            self.seeder.ask(asked.tenant.id);
+        }
         let state = answer.first().map_or(&b""[..], |state| &state[..]);
-        match (state, &answer[..]) {
-            (b"claimed", _) => Ok(Standing::Claimed(Claim {
-                place,
-                token: Some(token),
-            })),
-            (b"mismatch", _) => Err(Problem::new(
-                Code::IdempotencyMismatch,
-                "This Idempotency-Key was used with another method, path or body.",
-            )),
-            (b"pending", _) => Err(Problem::new(
-                Code::IdempotencyConflict,
-                "A request with this Idempotency-Key is still in progress.",
-            )
-            .with_retry_after(RETRY_AFTER_SECONDS)),
-            (b"secret", _) => Err(Problem::new(
-                Code::IdempotencyConflict,
-                "This request succeeded before. Its answer showed a secret and was not kept.",
-            )),
-            (b"kept", [_, head, body]) => match serde_json::from_slice::<Kept>(head) {
+        match (state, used, &answer[..]) {
+            (b"claimed", _, _) => {
+                let charged = used.map_or(0, |_| asked.units);
+                Ok(Standing::Claimed(claimed(Some(token), charged, used)))
+            }
+            (b"exhausted", Some(used), _) => Ok(Standing::Exhausted(used)),
+            (b"kept", _, [_, head, body]) => match serde_json::from_slice::<Kept>(head) {
                 Ok(kept) => Ok(Standing::Replay(Kept {
                     body: body.clone(),
                     ..kept
                 })),
-                Err(_) => Ok(Standing::Claimed(Claim { place, token: None })),
+                Err(_) => Ok(Standing::Claimed(claimed(None, 0, None))),
             },
-            _ => Ok(Standing::Claimed(Claim { place, token: None })),
+            _ => match refusal(&answer) {
+                Some(problem) => Err(problem),
+                None => Ok(Standing::Claimed(claimed(None, 0, None))),
+            },
         }
     }
 
-    /// Ends a claim: from now on the key stands for this answer.
-    pub async fn keep(&self, claim: Claim, answer: &Kept) {
-        if answer.body.len() > KEPT_MAX_BYTES {
-            return self.free(claim).await;
-        }
-        let head = serde_json::to_string(answer).expect("numbers and strings have a JSON form");
-        self.end(claim, "kept", head, answer.body.clone()).await;
-    }
-
-    /// Ends a claim: from now on the key stands for an answer that must not be shown again.
-    pub async fn keep_secret(&self, claim: Claim) {
-        self.end(claim, "secret", String::new(), Bytes::new()).await;
-    }
-
-    /// Ends a claim: the key is free again.
-    pub async fn free(&self, claim: Claim) {
+    /// Ends a claim. What was charged is given back unless the request did something new.
+    pub async fn end(&self, claim: Claim, ending: Ending<'_>, acted: bool) {
         let Some(token) = claim.token else { return };
-        let arguments = vec![Value::from(token)];
-        // A claim that cannot be freed ends by itself.
-        self.redis
-            .run::<i64>(&self.free, claim.place, arguments)
-            .await
-            .ok();
-    }
-
-    async fn end(&self, claim: Claim, state: &'static str, head: String, body: Bytes) {
-        let Some(token) = claim.token else { return };
+        let ending = match ending {
+            // The service's record replays what is too large to be kept here.
+            Ending::Kept(kept, _) if kept.body.len() > KEPT_MAX_BYTES => Ending::Freed,
+            other => other,
+        };
+        let (state, head, body, job) = match ending {
+            Ending::Kept(kept, job) => {
+                let head = serde_json::to_string(kept);
+                let head = head.expect("numbers and strings have a JSON form");
+                ("kept", head, kept.body.clone(), job)
+            }
+            Ending::Secret => ("secret", String::new(), Bytes::new(), None),
+            Ending::Freed => ("", String::new(), Bytes::new(), None),
+        };
+        let back = if acted { 0 } else { claim.charged };
         let arguments = vec![
             Value::from(token),
             Value::from_static_str(state),
             Value::from(head),
             Value::Bytes(body),
             milliseconds(KEPT),
+            Value::from(back.to_string()),
+            Value::from(job.map(|job| job.to_string()).unwrap_or_default()),
         ];
-        // Lost answers are replayed by the service's record.
-        self.redis
-            .run::<i64>(&self.keep, claim.place, arguments)
-            .await
-            .ok();
+        // A claim that cannot be ended ends by itself; the service's record replays its answer.
+        let ended = self
+            .redis
+            .run::<i64>(&self.end, claim.places.to_vec(), arguments);
+        ended.await.ok();
     }
+
+    /// The keys of a claim: its own, the month's quota's, the content's.
+    fn places(&self, asked: &Asked<'_>) -> [String; 3] {
+        let tenant = asked.tenant.id;
+        [
+            self.redis.key("idem", tenant, &format!(":{}", asked.key.0)),
+            Month::of(asked.now).place(&self.redis, tenant),
+            self.redis
+                .key("content", tenant, &format!(":{}", asked.fingerprint.0)),
+        ]
+    }
+}
+
+/// The problem of a request that a key, or its content, does not let through.
+fn refusal(answer: &[Bytes]) -> Option<Problem> {
+    let text = |index: usize| {
+        answer
+            .get(index)
+            .and_then(|text| std::str::from_utf8(text).ok())
+    };
+    let conflict = |detail: &str| Problem::new(Code::IdempotencyConflict, detail);
+    Some(match text(0)? {
+        "mismatch" => Problem::new(
+            Code::IdempotencyMismatch,
+            "This Idempotency-Key was used with another method, path or body.",
+        ),
+        "pending" => conflict("A request with this Idempotency-Key is still in progress.")
+            .with_retry_after(RETRY_AFTER_SECONDS),
+        "secret" => {
+            conflict("This request succeeded before. Its answer showed a secret and was not kept.")
+        }
+        "duplicate" => match text(1)?.parse::<JobId>() {
+            Ok(first) => Problem::new(
+                Code::DuplicateJob,
+                format!("{first} has the same content, and was submitted within the last day."),
+            )
+            .with_job_id(first),
+            Err(_) => conflict("A request with the same content is still in progress.")
+                .with_retry_after(RETRY_AFTER_SECONDS),
+        },
+        _ => return None,
+    })
+}
+
+fn number(text: Option<&Bytes>) -> Option<u64> {
+    std::str::from_utf8(text?).ok()?.parse().ok()
 }
 
 fn milliseconds(duration: Duration) -> Value {

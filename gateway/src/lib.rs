@@ -3,19 +3,21 @@
 //! A request's path is read in [`proxy`], phases in order; requests with a body go on in `submit`.
 //! [`run`] builds everything. What a request needs to know comes from one immutable [`snapshot`];
 //! whether it is too much is decided by [`limit`]; what it cost is kept by [`spool`] until Kafka
-//! has it.
+//! has it. Before all that, [`door`] decides what is a request, and [`abuse`] who is heard.
 
+pub mod abuse;
 pub mod admin;
 mod answer;
 pub mod auth;
 pub mod config;
 pub mod ctx;
-pub mod doors;
+pub mod door;
 pub mod drain;
 pub mod handover;
 pub mod headers;
 pub mod health;
 pub mod idempotency;
+pub mod keys;
 pub mod limit;
 pub mod pages;
 pub mod proxy;
@@ -25,6 +27,7 @@ pub mod route;
 pub mod rule;
 pub mod run;
 pub mod sight;
+pub mod signature;
 pub mod snapshot;
 pub mod spool;
 pub mod store;

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::{self, Write as _},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
@@ -17,12 +18,13 @@ use contracts::{
     problem::{Code, Problem},
 };
 use fred::types::Value;
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 
 use crate::{
     limit::{
-        bucket::{POLICIES, Policy, Taken},
+        bucket::{Policy, Taken},
+        generation::Generation,
         lease::{Decision, Denied, Outcome, Standing, Tokens},
     },
     redis::{Redis, Script, Unavailable},
@@ -30,13 +32,20 @@ use crate::{
 };
 
 pub mod bucket;
+pub mod generation;
 pub mod lease;
+pub mod quota;
+#[cfg(test)]
+mod simulation;
 
 /// Most requests that one trip to Redis asks tokens for.
 const ASK_MAX: u32 = 1_000;
 
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// What the text of a field has room for before it grows.
+const FIELD_BYTES: usize = 80;
+
+pub(crate) const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+pub(crate) const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -45,6 +54,7 @@ const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 #[derive(Debug)]
 pub struct Limiter {
     redis: Redis,
+    generation: Generation,
     script: Script,
     gateways: u32,
     started: Instant,
@@ -69,13 +79,14 @@ pub struct Verdict {
 }
 
 impl Limiter {
-    /// Limits shared through `redis` by at most `gateways`.
+    /// Limits shared through `redis`, of this generation, by at most `gateways`.
     #[must_use]
-    pub fn new(redis: Redis, gateways: u32) -> Self {
+    pub fn new(redis: Redis, generation: Generation, gateways: u32) -> Self {
         let script = Script::new(include_str!("limit/take.lua"));
         let (started, tenants) = (Instant::now(), RwLock::default());
         Self {
             redis,
+            generation,
             script,
             gateways,
             started,
@@ -117,10 +128,10 @@ impl Limiter {
         };
         for (tenant, local) in tenants {
             let now = self.now_ms();
-            let (left, policies) = local.with(|tokens| (tokens.surrender(now), *tokens.policies()));
+            let left = local.with(|tokens| tokens.surrender(now));
             if left > 0 {
                 // Unreturned tokens come back by themselves: nothing is lost by a failure.
-                self.take(tenant, &policies, -i64::from(left)).await.ok();
+                self.take(tenant, &local, -i64::from(left)).await.ok();
             }
         }
     }
@@ -135,9 +146,8 @@ impl Limiter {
             return outcome;
         }
         let want = want.max(waiting).min(ASK_MAX);
-        let policies = Policy::of(&tenant.plan);
         let asked_ms = self.now_ms();
-        let taken = self.take(tenant.id, &policies, i64::from(want)).await;
+        let taken = self.take(tenant.id, local, i64::from(want)).await;
         let outcome = local.with(|tokens| match &taken {
             Ok(taken) => tokens.granted(taken, asked_ms),
             Err(Unavailable) => tokens.without_redis(self.now_ms()),
@@ -146,13 +156,14 @@ impl Limiter {
         outcome
     }
 
-    async fn take(
-        &self,
-        tenant: TenantId,
-        policies: &[Policy; POLICIES],
-        want: i64,
-    ) -> Result<Taken, Unavailable> {
-        let mut arguments = vec![Value::from(want)];
+    async fn take(&self, tenant: TenantId, local: &Local, want: i64) -> Result<Taken, Unavailable> {
+        let now = self.now_ms();
+        let (policies, expected) = local.with(|tokens| (*tokens.policies(), tokens.expected(now)));
+        let mut arguments = vec![
+            Value::from(want),
+            Value::from(self.generation.born_ms().to_string()),
+            Value::from(i64::from(expected)),
+        ];
         for policy in policies {
             arguments.push(Value::from(policy.capacity.to_string()));
             arguments.push(Value::from(policy.per_ms.to_string()));
@@ -225,7 +236,7 @@ impl Verdict {
 
     /// The fields of draft-ietf-httpapi-ratelimit-headers and the customary triple.
     #[must_use]
-    pub fn fields(&self, now: Timestamp) -> [(HeaderName, String); 5] {
+    pub fn fields(&self, now: Timestamp) -> [(HeaderName, HeaderValue); 5] {
         let Standing {
             policies,
             remaining,
@@ -234,34 +245,47 @@ impl Verdict {
             Some((denied, seconds)) if denied.violated[index] => seconds,
             _ => policies[index].seconds_to_full(remaining[index]),
         };
-        let mut published = Vec::with_capacity(POLICIES);
-        let mut standing = Vec::with_capacity(POLICIES);
-        for (
-            index,
-            Policy {
+        let (mut published, mut standing) = (FieldText::new(), FieldText::new());
+        for (index, policy) in policies.iter().enumerate() {
+            let Policy {
                 name,
                 quota,
                 window_seconds,
                 ..
-            },
-        ) in policies.iter().enumerate()
-        {
-            published.push(format!("\"{name}\";q={quota};w={window_seconds}"));
-            standing.push(format!(
-                "\"{name}\";r={};t={}",
-                remaining[index],
-                reset(index)
+            } = policy;
+            let next = if index == 0 { "" } else { ", " };
+            published.add(format_args!(
+                "{next}\"{name}\";q={quota};w={window_seconds}"
             ));
+            let (left, reset) = (remaining[index], reset(index));
+            standing.add(format_args!("{next}\"{name}\";r={left};t={reset}"));
         }
         // The triple speaks of the limit that is nearest.
         let nearest = usize::from(remaining[1] < remaining[0]);
         let at = now.as_second().saturating_add_unsigned(reset(nearest));
         [
-            (POLICY, published.join(", ")),
-            (LIMIT, standing.join(", ")),
-            (X_LIMIT, policies[nearest].quota.to_string()),
-            (X_REMAINING, remaining[nearest].to_string()),
-            (X_RESET, at.to_string()),
+            (POLICY, published.value()),
+            (LIMIT, standing.value()),
+            (X_LIMIT, policies[nearest].quota.into()),
+            (X_REMAINING, remaining[nearest].into()),
+            (X_RESET, at.into()),
         ]
+    }
+}
+
+/// The text of a field, in memory that becomes the field.
+struct FieldText(String);
+
+impl FieldText {
+    fn new() -> Self {
+        Self(String::with_capacity(FIELD_BYTES))
+    }
+
+    fn add(&mut self, text: fmt::Arguments<'_>) {
+        self.0.write_fmt(text).expect("a string takes any text");
+    }
+
+    fn value(self) -> HeaderValue {
+        HeaderValue::try_from(self.0).expect("names and numbers are visible ASCII")
     }
 }

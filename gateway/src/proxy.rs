@@ -1,18 +1,24 @@
 //! The path of a request, phases in order. This is the only `ProxyHttp` implementation.
 //!
-//! form → route → snapshot → who → may → how often → then either a transaction (`submit`), or
-//! Pingora streams: upstream → their header → answer's header → log.
+//! form → abuse → route → snapshot → who → may → how often → then either a transaction
+//! (`submit`), or Pingora streams: upstream → their header → answer's header → log.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use contracts::{
     api::health::Health,
+    assertion::Scope,
     problem::{Code, Problem},
 };
 use http::header;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use ops::clock::Clock;
 use pingora::{
     Error, ErrorSource, ErrorType,
@@ -23,22 +29,25 @@ use pingora::{
 use tracing::error;
 
 use crate::{
+    abuse::Abuse,
     answer::unavailable,
-    auth::Authenticator,
+    auth::{Authenticator, Principal},
     config,
     ctx::{Ctx, Stop, Usage},
     drain::Drain,
     headers,
     idempotency::Idempotency,
+    keys::{self, Keys},
     limit::Limiter,
     pages::Pages,
     reject,
-    route::{Action, Forward, Passage, ROUTES, Routes},
+    route::{Action, Forward, KEYS, Passage, ROUTES, Routes},
     sight::Sight,
+    signature::{replay::Replays, require_digest},
     snapshot::Snapshots,
     spool::Spool,
     streams::{self, Streams},
-    submit,
+    submit::{self, To},
     upstream::{Facts, Upstreams},
 };
 
@@ -59,6 +68,12 @@ pub struct Gateway {
     pub limiter: Arc<Limiter>,
     /// What was answered before.
     pub idempotency: Idempotency,
+    /// API keys as tenants manage them.
+    pub keys: Keys,
+    /// What was signed and seen.
+    pub replays: Replays,
+    /// How old a signature may be, in seconds.
+    pub signature_window: i64,
     /// The APIs behind.
     pub upstreams: Arc<Upstreams>,
     /// How long they may take.
@@ -76,7 +91,9 @@ pub struct Gateway {
     /// The document and its page.
     pub pages: Pages,
     /// Metrics and the log line.
-    pub sight: Sight,
+    pub sight: Arc<Sight>,
+    /// Who did wrong lately.
+    pub abuse: Arc<Abuse>,
     /// Whether we are on the way out.
     pub drain: Drain,
 }
@@ -219,6 +236,7 @@ impl ProxyHttp for Gateway {
         let request = session.req_header();
         self.sight
             .note(ctx, request.method.as_str(), request.uri.path());
+        self.abuse.note(ctx, &request.headers);
         ctx.in_flight = None;
     }
 
@@ -243,7 +261,6 @@ impl ProxyHttp for Gateway {
 impl Gateway {
     /// Everything that is decided before a request goes anywhere.
     async fn admit(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
-        let raw = session.to_h1_raw();
         let request = session.req_header();
         ctx.meet(
             session
@@ -253,10 +270,11 @@ impl Gateway {
             request,
             &self.trusted_proxies,
         );
-        if let Err(problem) = headers::check_form(request, &raw) {
+        if let Err(problem) = headers::check_form(request) {
             session.set_keepalive(None);
             return Err(problem.into());
         }
+        self.abuse.admit(ctx, &request.headers)?;
         let index = self.routes.find(&request.method, request.uri.path())?;
         ctx.route = Some(index);
         if session.is_upgrade_req() && !ROUTES[index].may_upgrade() {
@@ -269,32 +287,30 @@ impl Gateway {
                 self.show(session, ctx, *page).await?;
                 return Ok(Step::Answered);
             }
+            Action::Keys(call, transaction) => {
+                self.identify(session, ctx, KEYS).await?;
+                keys::serve::serve(self, session, ctx, *call, *transaction).await?;
+                return Ok(Step::Answered);
+            }
             Action::Forward(forward) => forward,
         };
         ctx.rule = self.snapshots.load().rules.get(index).cloned().flatten();
         if let Some(rule) = &ctx.rule {
             rule.check(ctx.arrived_at)?;
         }
-        self.identify(session, ctx, forward).await?;
-        match forward.passage {
-            Passage::Transaction(transaction) => {
-                submit::serve(self, session, ctx, forward, transaction).await?;
-                Ok(Step::Answered)
-            }
-            Passage::Stream | Passage::Events => {
-                if !session.is_body_empty() {
-                    session.set_keepalive(None);
-                    let detail = "This route takes no body.";
-                    return Err(Problem::new(Code::InvalidRequest, detail).into());
-                }
-                if forward.passage == Passage::Events {
-                    streams::serve(self, session, ctx, forward).await?;
-                    return Ok(Step::Answered);
-                }
-                ctx.assertion = self.assertion(session, ctx, forward, b"");
-                Ok(Step::Forward)
-            }
+        self.identify(session, ctx, forward.scopes).await?;
+        if let Passage::Transaction(transaction) = forward.passage {
+            submit::serve(self, session, ctx, To::Upstream(forward), transaction).await?;
+            return Ok(Step::Answered);
         }
+        require_no_body(session)?;
+        require_digest(ctx.signed.as_ref(), b"")?;
+        if forward.passage == Passage::Events {
+            streams::serve(self, session, ctx, forward).await?;
+            return Ok(Step::Answered);
+        }
+        ctx.assertion = self.assertion(session, ctx, forward, b"");
+        Ok(Step::Forward)
     }
 
     /// Who asks, whether they may, and whether not too often. After this a request is admitted.
@@ -302,15 +318,10 @@ impl Gateway {
         &self,
         session: &Session,
         ctx: &mut Ctx,
-        forward: &Forward,
+        scopes: &[Scope],
     ) -> Result<(), Problem> {
         let snapshot = self.snapshots.load();
-        if !self
-            .snapshots
-            .fresh_within(self.snapshot_max_age, ctx.started)
-        {
-            return Err(unavailable("Credentials cannot be checked at the moment."));
-        }
+        self.require_fresh(ctx.started)?;
         let headers = &session.req_header().headers;
         let principal = self
             .authenticator
@@ -319,8 +330,15 @@ impl Gateway {
             .map_err(|refusal| refusal.problem())?;
         drop(snapshot);
         let principal = ctx.principal.insert(principal);
-        principal.require_any(forward.scopes)?;
-        if forward.billable && !self.spool.has_room() {
+        principal.require_any(scopes)?;
+        principal.tenant.require_address(ctx.address)?;
+        if let Some(signing) = &principal.tenant.signing {
+            let window = self.signature_window;
+            let signed = signing.verify(session.req_header(), ctx.arrived_at, window)?;
+            ctx.signed = Some(signed);
+        }
+        let billable = ctx.route.is_some_and(|index| ROUTES[index].billable());
+        if billable && !self.spool.has_room() {
             metrics::counter!("gateway_spool_refused_total").increment(1);
             return Err(unavailable("Usage cannot be recorded at the moment."));
         }
@@ -330,8 +348,38 @@ impl Gateway {
         if let Some(refusal) = verdict.refusal() {
             return Err(refusal);
         }
+        if let Some(signed) = &ctx.signed {
+            let (replays, tenant) = (&self.replays, principal.tenant.id);
+            replays
+                .require_first(tenant, signed, ctx.arrived_at)
+                .await?;
+        }
         ctx.usage = Usage::Due;
         Ok(())
+    }
+
+    /// Whether whoever was admitted a while ago still would be, and until when.
+    pub(crate) fn renew(
+        &self,
+        principal: &Principal,
+        scopes: &[Scope],
+        address: IpAddr,
+    ) -> Result<Timestamp, Problem> {
+        self.require_fresh(Instant::now())?;
+        let snapshot = self.snapshots.load();
+        let now = self.clock.now();
+        let renewed = self.authenticator.renew(principal, &snapshot, now);
+        let principal = renewed.map_err(|refusal| refusal.problem())?;
+        principal.require_any(scopes)?;
+        principal.tenant.require_address(address)?;
+        Ok(principal.expires_at())
+    }
+
+    fn require_fresh(&self, now: Instant) -> Result<(), Problem> {
+        if self.snapshots.fresh_within(self.snapshot_max_age, now) {
+            return Ok(());
+        }
+        Err(unavailable("Credentials cannot be checked at the moment."))
     }
 
     /// The statement to an upstream about who asks.
@@ -359,6 +407,16 @@ impl Gateway {
             .get(forward.upstream)
             .assertion(principal, &facts, self.clock.now())
     }
+}
+
+/// Refuses a body where there is nothing to be done with one.
+pub(crate) fn require_no_body(session: &mut Session) -> Result<(), Problem> {
+    if session.is_body_empty() {
+        return Ok(());
+    }
+    session.set_keepalive(None);
+    let detail = "This route takes no body.";
+    Err(Problem::new(Code::InvalidRequest, detail))
 }
 
 /// Path and query as they go upstream.

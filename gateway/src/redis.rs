@@ -3,8 +3,8 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -12,19 +12,22 @@ use std::{
 use anyhow::Context as _;
 use fred::{
     clients::Client,
-    interfaces::{ClientLike as _, LuaInterface as _},
+    interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _, LuaInterface as _},
     types::{
-        Builder, FromValue, Value,
+        Builder, FromValue, MultipleKeys, Value,
         config::{Config, Options, ReconnectPolicy},
     },
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use tracing::warn;
 
-/// So many failures one after another open the breaker: one slow answer is no outage.
+/// So many failures one after another are an outage; one slow answer is none.
 const BREAKER_FAILURES: u32 = 3;
-/// How long nobody tries again then; after that, one caller does.
+/// How long nobody tries again in an outage; after that, one caller does.
 const BREAKER_OPEN: Duration = Duration::from_millis(500);
+/// The same after a failure before that: whoever waited for it, or asks twice in a request, shall
+/// not wait a second time.
+const BREAKER_PAUSE: Duration = Duration::from_millis(20);
 /// Pause between attempts to connect.
 const RECONNECT_PAUSE_MS: u32 = 100;
 /// Commands that may wait inside the client.
@@ -35,10 +38,21 @@ const PING_DEADLINE: Duration = Duration::from_secs(1);
 /// Redis, or its absence.
 #[derive(Clone)]
 pub struct Redis {
+    /// For looks by hand.
     client: Client,
+    requests: Arc<Requests>,
     breaker: Arc<Breaker>,
     prefix: Arc<str>,
     deadline: Duration,
+}
+
+/// The client of requests. Its tasks run in the runtime of the first one, so that a call wakes no
+/// other thread: that costs more than the call.
+#[derive(Default)]
+struct Requests {
+    client: OnceLock<Client>,
+    /// Whether the first attempt to connect has ended.
+    tried: AtomicBool,
 }
 
 /// A script, known to Redis by its hash.
@@ -87,6 +101,7 @@ impl Redis {
         let breaker = Arc::new(Breaker::new(Instant::now()));
         Ok(Self {
             client,
+            requests: Arc::default(),
             breaker,
             prefix: prefix.into(),
             deadline,
@@ -111,21 +126,65 @@ impl Redis {
         format!("{}:{kind}:{{{tenant}}}{rest}", self.prefix)
     }
 
-    /// Runs `script` on one key.
+    /// A key that no tenant owns.
+    #[must_use]
+    pub fn shared_key(&self, kind: &str) -> String {
+        format!("{}:{kind}", self.prefix)
+    }
+
+    /// What is put before every key.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// [`Unavailable`] as for [`Redis::run`].
+    pub async fn get<R>(&self, key: &str) -> Result<R, Unavailable>
+    where
+        R: FromValue + Send,
+    {
+        let client = self.client.with_options(&fail_fast());
+        self.guarded(client.get(key)).await
+    }
+
+    /// Reads a field of a hash.
+    ///
+    /// # Errors
+    /// [`Unavailable`] as for [`Redis::run`].
+    pub async fn field<R>(&self, key: &str, field: &str) -> Result<R, Unavailable>
+    where
+        R: FromValue + Send,
+    {
+        let client = self.client.with_options(&fail_fast());
+        self.guarded(client.hget(key, field)).await
+    }
+
+    /// Runs `script` on one key, or on several of one tenant.
     ///
     /// # Errors
     /// [`Unavailable`] when Redis fails, is slow, or was found so a moment ago.
     pub async fn run<R>(
         &self,
         script: &Script,
-        key: String,
+        keys: impl Into<MultipleKeys>,
         arguments: Vec<Value>,
     ) -> Result<R, Unavailable>
     where
         R: FromValue + Send,
     {
+        self.guarded(self.call(script, keys.into(), arguments))
+            .await
+    }
+
+    /// Within the deadline, and only while the breaker lets calls through.
+    async fn guarded<R>(
+        &self,
+        call: impl Future<Output = Result<R, fred::error::Error>>,
+    ) -> Result<R, Unavailable> {
         self.breaker.admit()?;
-        let call = self.call(script, key, arguments);
         let outcome = match tokio::time::timeout(self.deadline, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(error.to_string()),
@@ -164,18 +223,19 @@ impl Redis {
     async fn call<R>(
         &self,
         script: &Script,
-        key: String,
+        keys: MultipleKeys,
         arguments: Vec<Value>,
     ) -> Result<R, fred::error::Error>
     where
         R: FromValue + Send,
     {
-        let client = self.client.with_options(&fail_fast());
+        let client = self.requests.of(&self.client).await;
+        let client = client.with_options(&fail_fast());
         let sha1 = script.sha1.as_str();
-        match client.evalsha(sha1, key.as_str(), arguments.clone()).await {
+        match client.evalsha(sha1, keys.clone(), arguments.clone()).await {
             // A restarted Redis does not know the script; running it by text teaches it.
             Err(error) if error.details().starts_with("NOSCRIPT") => {
-                client.eval(script.text, key.as_str(), arguments).await
+                client.eval(script.text, keys, arguments).await
             }
             other => other,
         }
@@ -187,6 +247,23 @@ impl std::fmt::Debug for Redis {
         f.debug_struct("Redis")
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
+    }
+}
+
+impl Requests {
+    /// A client like `pattern`, which everyone waits for until its first attempt to connect ends.
+    async fn of(&self, pattern: &Client) -> &Client {
+        let client = self.client.get_or_init(|| {
+            let client = pattern.clone_new();
+            client.connect();
+            client
+        });
+        if !self.tried.load(Ordering::Acquire) {
+            // Without Redis the command that follows says so.
+            client.wait_for_connect().await.ok();
+            self.tried.store(true, Ordering::Release);
+        }
+        client
     }
 }
 
@@ -238,11 +315,13 @@ impl Breaker {
             }
             Err(error) => {
                 metrics::counter!("gateway_redis_failures_total").increment(1);
-                if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= BREAKER_FAILURES {
-                    let until = self.now() + millis(BREAKER_OPEN);
-                    if self.open_until.swap(until, Ordering::AcqRel) == 0 {
-                        warn!(error, "Redis failed: going on without");
-                    }
+                let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+                let outage = failures >= BREAKER_FAILURES;
+                let pause = if outage { BREAKER_OPEN } else { BREAKER_PAUSE };
+                let until = self.now() + millis(pause);
+                self.open_until.store(until, Ordering::Release);
+                if failures == BREAKER_FAILURES {
+                    warn!(error, "Redis failed: going on without");
                 }
                 Err(Unavailable)
             }
@@ -276,7 +355,13 @@ mod tests {
         for _ in 0..BREAKER_FAILURES {
             assert_eq!(breaker.admit(), Ok(()));
             assert_eq!(breaker.report::<()>(Err("lost".into())), Err(Unavailable));
+            // Whoever waited for that goes on without, at once.
+            assert_eq!(breaker.admit(), Err(Unavailable));
+            let until = breaker.open_until.swap(breaker.now(), Ordering::AcqRel);
+            assert!(until > breaker.now());
         }
+        let until = breaker.now() + millis(BREAKER_OPEN);
+        breaker.open_until.store(until, Ordering::Release);
         assert_eq!(breaker.admit(), Err(Unavailable));
         breaker.open_until.store(breaker.now(), Ordering::Release);
         assert_eq!(breaker.admit(), Ok(()));

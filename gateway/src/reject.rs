@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use contracts::problem::{Code, Problem};
+use contracts::{
+    id::RequestId,
+    problem::{Code, Problem},
+};
+use http::{HeaderValue, StatusCode, header};
 use pingora::{Error, ErrorSource, ErrorType, http::ResponseHeader, proxy::Session};
 
-use crate::{config, upstream::Failure};
+use crate::{config, headers, upstream::Failure};
 
 /// How long, and for how many bytes, a client that is still sending is heard after a refusal:
 /// closing at once would take the answer away from it.
@@ -34,7 +38,7 @@ pub fn failure(failure: Failure) -> Problem {
 #[must_use]
 pub fn of_pingora(error: &Error) -> Option<Problem> {
     use ErrorType::{
-        ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed,
+        ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed, H2Error,
         HTTPStatus, InvalidHTTPHeader, ReadError, ReadTimedout, SocketError, WriteError,
         WriteTimedout,
     };
@@ -46,9 +50,9 @@ pub fn of_pingora(error: &Error) -> Option<Problem> {
             ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout | SocketError,
         ) => unreachable_upstream(),
         (_, HTTPStatus(502)) | (ErrorSource::Upstream, _) => failure(Failure::Broken),
-        (ErrorSource::Downstream, ReadError | WriteError | ConnectionClosed | WriteTimedout) => {
-            return None;
-        }
+        // Of a stream that the client reset, Pingora does not say whose failure it is.
+        (ErrorSource::Downstream, ReadError | ConnectionClosed | WriteTimedout | H2Error)
+        | (_, WriteError) => return None,
         (ErrorSource::Downstream, ReadTimedout) => Problem::new(
             Code::RequestTimeout,
             "The request was not received in time.",
@@ -61,6 +65,35 @@ pub fn of_pingora(error: &Error) -> Option<Problem> {
     Some(problem)
 }
 
+/// A problem as the bytes of a last answer, for connections that Pingora never saw.
+#[must_use]
+pub(crate) fn whole(problem: &Problem, request_id: RequestId) -> Vec<u8> {
+    let body = problem.to_json_bytes();
+    let status = problem.status();
+    let mut header = ResponseHeader::build(status, None).expect("every code has a status");
+    let of_problem = problem.headers().into_iter();
+    let last = [
+        (header::CONTENT_LENGTH, HeaderValue::from(body.len())),
+        (header::CONNECTION, HeaderValue::from_static("close")),
+    ];
+    for (name, value) in of_problem.chain(last) {
+        header
+            .insert_header(name, value)
+            .expect("a problem's headers are headers");
+    }
+    headers::complete(&mut header, request_id, |_| {}).expect("our own headers are headers");
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut bytes = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
+    for (name, value) in &header.headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(part);
+        }
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
 /// Sends a complete answer.
 ///
 /// # Errors
@@ -70,7 +103,9 @@ pub async fn send(
     mut header: ResponseHeader,
     body: Bytes,
 ) -> pingora::Result<()> {
-    header.set_content_length(body.len())?;
+    if header.status != StatusCode::NO_CONTENT {
+        header.set_content_length(body.len())?;
+    }
     session
         .write_response_header(Box::new(header), body.is_empty())
         .await?;

@@ -7,6 +7,8 @@ use contracts::{
 use http::Method;
 use matchit::Router;
 
+use crate::keys::serve::Call;
+
 /// One method of one path.
 #[derive(Debug)]
 pub struct Route {
@@ -23,6 +25,8 @@ pub struct Route {
 pub enum Action {
     /// The gateway answers by itself, to anyone.
     Own(Page),
+    /// The gateway answers by itself, to whom may.
+    Keys(Call, Option<Transaction>),
     /// An upstream answers, to whom may.
     Forward(Forward),
 }
@@ -98,6 +102,8 @@ const CANCEL_JOBS: &[Scope] = &Scope::CANCEL_JOBS;
 const HOOKS_READ: &[Scope] = &[Scope::WebhooksRead];
 const HOOKS_WRITE: &[Scope] = &[Scope::WebhooksWrite];
 const BILLING: &[Scope] = &[Scope::BillingRead];
+/// Who may manage API keys.
+pub const KEYS: &[Scope] = &[Scope::KeysAdmin];
 
 const JOB: &str = "/v1/jobs/{job_id}";
 const ENDPOINTS: &str = "/v1/webhooks/endpoints";
@@ -107,6 +113,8 @@ const TEST: &str = "/v1/webhooks/endpoints/{endpoint_id}/test";
 const DELIVERIES: &str = "/v1/webhooks/deliveries";
 const DELIVERY: &str = "/v1/webhooks/deliveries/{message_id}";
 const ATTEMPTS: &str = "/v1/webhooks/deliveries/{message_id}/attempts";
+const API_KEYS: &str = "/v1/api-keys";
+const API_KEY: &str = "/v1/api-keys/{key_id}";
 const REPLAY: &str = "/v1/webhooks/deliveries/{message_id}/replay";
 
 const SUBMIT: Transaction = Transaction {
@@ -137,7 +145,7 @@ const ACT: Transaction = Transaction {
 };
 
 /// Every route.
-pub static ROUTES: [Route; 24] = [
+pub static ROUTES: [Route; 29] = [
     own("/v1/health", Page::Health),
     own("/v1/openapi.json", Page::OpenApi),
     own("/docs", Page::Docs),
@@ -191,6 +199,16 @@ pub static ROUTES: [Route; 24] = [
     bill("/v1/usage/events"),
     bill("/v1/invoices/preview"),
     bill("/v1/prices"),
+    keys(Method::POST, API_KEYS, Call::Create, Some(CREATION)),
+    keys(Method::GET, API_KEYS, Call::List, None),
+    keys(Method::GET, API_KEY, Call::Show, None),
+    keys(Method::DELETE, API_KEY, Call::Revoke, None),
+    keys(
+        Method::POST,
+        "/v1/api-keys/{key_id}/rotate",
+        Call::Rotate,
+        Some(ROTATION),
+    ),
 ];
 
 impl Route {
@@ -199,7 +217,7 @@ impl Route {
     pub fn forward(&self) -> Option<&Forward> {
         match &self.action {
             Action::Forward(forward) => Some(forward),
-            Action::Own(_) => None,
+            Action::Own(_) | Action::Keys(..) => None,
         }
     }
 
@@ -213,7 +231,11 @@ impl Route {
     /// Whether a request is charged.
     #[must_use]
     pub fn billable(&self) -> bool {
-        self.forward().is_some_and(|forward| forward.billable)
+        match &self.action {
+            Action::Own(_) => false,
+            Action::Keys(..) => true,
+            Action::Forward(forward) => forward.billable,
+        }
     }
 }
 
@@ -317,6 +339,20 @@ const fn forward(
         billable: true,
         passage,
     });
+    Route {
+        method,
+        template,
+        action,
+    }
+}
+
+const fn keys(
+    method: Method,
+    template: &'static str,
+    call: Call,
+    transaction: Option<Transaction>,
+) -> Route {
+    let action = Action::Keys(call, transaction);
     Route {
         method,
         template,

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use contracts::problem::{Code, Problem};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use pingora::http::ResponseHeader;
 
 const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
 const SUNSET: HeaderName = HeaderName::from_static("sunset");
@@ -57,17 +56,13 @@ impl Rule {
     }
 
     /// Says it on an answer.
-    ///
-    /// # Errors
-    /// Never: the values are ready.
-    pub fn announce(&self, answer: &mut ResponseHeader) -> pingora::Result<()> {
+    pub fn announce(&self, headers: &mut HeaderMap) {
         if let Some(value) = &self.deprecation {
-            answer.insert_header(DEPRECATION, value.clone())?;
+            headers.insert(DEPRECATION, value.clone());
         }
         if let Some(value) = &self.sunset {
-            answer.insert_header(SUNSET, value.clone())?;
+            headers.insert(SUNSET, value.clone());
         }
-        Ok(())
     }
 }
 
@@ -80,10 +75,10 @@ mod tests {
         let deprecated = Timestamp::from_second(1_688_169_599).unwrap();
         let sunset: Timestamp = "2018-12-31T23:59:59Z".parse().unwrap();
         let rule = Rule::new(None, Some(deprecated), Some(sunset), false);
-        let mut answer = ResponseHeader::build(200, None).unwrap();
-        rule.announce(&mut answer).unwrap();
-        assert_eq!(answer.headers["deprecation"], "@1688169599");
-        assert_eq!(answer.headers["sunset"], "Mon, 31 Dec 2018 23:59:59 GMT");
+        let mut headers = HeaderMap::new();
+        rule.announce(&mut headers);
+        assert_eq!(headers["deprecation"], "@1688169599");
+        assert_eq!(headers["sunset"], "Mon, 31 Dec 2018 23:59:59 GMT");
         let second = jiff::SignedDuration::from_secs(1);
         assert!(rule.check(sunset - second).is_ok());
         assert_eq!(rule.check(sunset).unwrap_err().status().as_u16(), 410);

@@ -13,7 +13,7 @@ use ops::{
     clock::Clock,
     config::EXIT_UNAVAILABLE,
     lifecycle::Lifecycle,
-    postgres,
+    postgres::{self, Pool},
     telemetry::Telemetry,
 };
 use pingora::{
@@ -25,28 +25,33 @@ use pingora::{
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    abuse::Abuse,
     auth::{
         Authenticator,
-        jwks::{Jwks, Source},
+        issuer::Source,
+        jwks::Jwks,
         jwt::{Rules, Tokens},
     },
     config::{RunOptions, SNAPSHOT_STALE, TokenOptions},
-    doors::{Doors, Open},
+    door::{Door, Hall, open::Open, tls::Tls},
     drain::Drain,
     handover::{self, Offer},
     health::Doctor,
     idempotency::Idempotency,
-    limit::Limiter,
+    keys::{Keys, uses},
+    limit::{Limiter, generation::Generation, quota::Seeder},
     pages::Pages,
     proxy::Gateway,
     redis::Redis,
     route::Routes,
-    sight::Sight,
+    sight::{Sight, access::AccessLog},
+    signature::replay::Replays,
     snapshot::Snapshots,
     spool::{Spool, ship::Shipper},
     store,
@@ -60,8 +65,6 @@ const BACKGROUND_THREADS: usize = 2;
 const UPSTREAM_ATTEMPTS: usize = 2;
 /// Idle connections that are kept to upstreams.
 const UPSTREAM_POOL: usize = 512;
-/// A client's connection is closed after so many requests, so that clients spread over gateways.
-const REQUESTS_PER_CONNECTION: u32 = 10_000;
 /// A connection accepted just before closing may still bring a request.
 const LAST_ARRIVALS: Duration = Duration::from_millis(200);
 /// What the components may take of the drain after the last request.
@@ -74,6 +77,7 @@ struct Background {
     readiness: Readiness,
     limiter: Arc<Limiter>,
     drain: Drain,
+    tls: Option<Arc<Tls>>,
 }
 
 /// Why the process stops.
@@ -97,6 +101,7 @@ pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCo
         readiness,
         limiter,
         drain,
+        tls,
     } = background;
     let sockets = match runtime.block_on(handover::sockets(options, &readiness)) {
         Ok(sockets) => sockets,
@@ -116,7 +121,7 @@ pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCo
     })?;
     let accepting = CancellationToken::new();
     let public = vec![(options.listen, sockets.public)];
-    let server = server(options, gateway, &drain, public, accepting.clone());
+    let server = server(options, gateway, tls, public, accepting.clone());
     let listening = drain.listening();
     let serve = move || {
         server.run(RunArgs {
@@ -172,28 +177,24 @@ async fn build(
     let stop = || lifecycle.stopping();
     let pool = postgres::open(&options.database, store::SCHEMA, &store::migrations()).await?;
     let snapshots = Arc::new(Snapshots::empty(Instant::now()));
-    let follow = store::follow(options.database.clone(), Arc::clone(&snapshots), stop());
+    let (database, sealing) = (options.database.clone(), options.signatures_key.clone());
+    let follow = store::follow(database, sealing, Arc::clone(&snapshots), stop());
     lifecycle.spawn("snapshot", follow);
+    let note = uses::write(pool.clone(), Arc::clone(&snapshots), stop());
+    lifecycle.spawn("key uses", note);
+    let keys = Keys::new(pool.clone(), Clock::system());
     let redis = redis(options)?;
     redis.start().await;
-    let limiter = Arc::new(Limiter::new(redis.clone(), options.gateways_max));
-    let idempotency = Idempotency::new(redis.clone(), options.upstream_deadline());
-    let jwks = jwks(&options.tokens)?;
-    if let Some(jwks) = &jwks {
-        lifecycle.spawn("jwks", Arc::clone(jwks).follow(stop()));
-    }
-    let tokens = jwks
-        .clone()
-        .map(|jwks| Tokens::new(jwks, rules(&options.tokens)));
-    let upstreams = Arc::new(Upstreams::new(&options.upstreams));
-    lifecycle.spawn("names", Arc::clone(&upstreams).resolve(stop()));
-    lifecycle.spawn("checks", Arc::clone(&upstreams).check(stop()));
-    let rollouts = Arc::clone(&upstreams).follow(Arc::clone(&snapshots), Clock::system(), stop());
-    lifecycle.spawn("rollouts", rollouts);
-    let spool = Arc::new(Spool::create(&options.spool_dir, options.spool_max_bytes)?);
-    lifecycle.spawn("spool", Arc::clone(&spool).keep_synced(stop()));
-    let shipper = Shipper::new(Arc::clone(&spool), options.kafka.clone());
-    lifecycle.spawn("shipper", shipper.run(stop()));
+    let limiter = Arc::new(limiter(options, &redis, &pool, lifecycle).await);
+    let (seeder, seeding) = Seeder::new(redis.clone(), &options.upstreams, Clock::system())?;
+    lifecycle.spawn("quota", seeding.run(stop()));
+    let idempotency = Idempotency::new(redis.clone(), seeder, options.upstream_deadline());
+    let replays = Replays::new(redis.clone());
+    let jwks = follow_issuer(options, &snapshots, lifecycle)?;
+    let tokens = jwks.clone();
+    let tokens = tokens.map(|jwks| Tokens::new(jwks, rules(&options.tokens)));
+    let upstreams = upstreams(options, &snapshots, lifecycle);
+    let (spool, access) = records(options, lifecycle)?;
     let snapshot_max_age = Duration::from_secs(options.snapshot_max_age_seconds);
     let doctor = Doctor::new(
         pool,
@@ -207,11 +208,14 @@ async fn build(
     lifecycle.spawn("health", doctor.follow(stop()));
     let drain = Drain::default();
     let readiness = readiness(&drain, &snapshots, &spool, jwks);
+    let tls = tls(options, lifecycle)?;
     let background = Background {
         readiness,
         limiter: Arc::clone(&limiter),
         drain: drain.clone(),
+        tls,
     };
+    let abuse = Abuse::new(options.edge.abuse(), options.trusted_proxies.0.clone());
     let gateway = Gateway {
         clock: Clock::system(),
         routes: Routes::new(),
@@ -220,23 +224,91 @@ async fn build(
         authenticator: Authenticator::new(tokens),
         limiter,
         idempotency,
+        keys,
+        replays,
+        signature_window: options.signature_window_seconds,
         upstreams,
         upstream_deadline: options.upstream_deadline(),
-        streams: Streams::new(
-            options.streams_max,
-            options.tenant_streams_max,
-            Duration::from_secs(options.stream_idle_seconds),
-            Duration::from_secs(options.stream_max_seconds),
-        ),
+        streams: streams(options),
         body_deadline: Duration::from_millis(options.body_deadline_ms),
         trusted_proxies: options.trusted_proxies.0.clone(),
         spool,
         health,
         pages: Pages::new(contracts::OPENAPI_JSON),
-        sight: Sight::new(),
+        sight: Arc::new(Sight::new(&access)),
+        abuse: Arc::new(abuse),
         drain,
     };
     Ok((gateway, background))
+}
+
+/// What is written down of requests: usage and access lines, and what carries them on.
+fn records(
+    options: &RunOptions,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<(Arc<Spool>, Arc<AccessLog>)> {
+    let stop = || lifecycle.stopping();
+    let spool = Arc::new(Spool::create(&options.spool_dir, options.spool_max_bytes)?);
+    lifecycle.spawn("spool", Arc::clone(&spool).keep_synced(stop()));
+    let shipper = Shipper::new(Arc::clone(&spool), options.kafka.clone());
+    lifecycle.spawn("shipper", shipper.run(stop()));
+    let access = Arc::new(AccessLog::new());
+    lifecycle.spawn("access log", Arc::clone(&access).keep_written(stop()));
+    Ok((spool, access))
+}
+
+fn streams(options: &RunOptions) -> Streams {
+    Streams::new(
+        options.streams_max,
+        options.tenant_streams_max,
+        Duration::from_secs(options.stream_idle_seconds),
+        Duration::from_secs(options.stream_max_seconds),
+    )
+}
+
+/// The APIs behind, with what follows where they are, how they are, and which version is whose.
+fn upstreams(
+    options: &RunOptions,
+    snapshots: &Arc<Snapshots>,
+    lifecycle: &Lifecycle,
+) -> Arc<Upstreams> {
+    let stop = || lifecycle.stopping();
+    let upstreams = Arc::new(Upstreams::new(&options.upstreams));
+    lifecycle.spawn("names", Arc::clone(&upstreams).resolve(stop()));
+    lifecycle.spawn("checks", Arc::clone(&upstreams).check(stop()));
+    let rollouts = Arc::clone(&upstreams).follow(Arc::clone(snapshots), Clock::system(), stop());
+    lifecycle.spawn("rollouts", rollouts);
+    upstreams
+}
+
+/// The limiter, with what follows whether Redis lost its buckets.
+async fn limiter(
+    options: &RunOptions,
+    redis: &Redis,
+    pool: &Pool,
+    lifecycle: &Lifecycle,
+) -> Limiter {
+    let generation = Generation::default();
+    // Before the first request, if possible: after a flush buckets start empty.
+    generation.look(redis, pool).await.ok();
+    let stop = lifecycle.stopping();
+    let follow = generation.clone().follow(redis.clone(), pool.clone(), stop);
+    lifecycle.spawn("generation", follow);
+    Limiter::new(redis.clone(), generation, options.gateways_max)
+}
+
+/// The issuer's keys, which are kept true beside the requests.
+fn follow_issuer(
+    options: &RunOptions,
+    snapshots: &Arc<Snapshots>,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Option<Arc<Jwks>>> {
+    let jwks = jwks(&options.tokens, snapshots.news().clone())?;
+    if let Some(jwks) = &jwks {
+        let follow = Arc::clone(jwks).follow(Arc::clone(snapshots), lifecycle.stopping());
+        lifecycle.spawn("jwks", follow);
+    }
+    Ok(jwks)
 }
 
 fn readiness(
@@ -270,7 +342,7 @@ fn readiness(
 fn server(
     options: &RunOptions,
     gateway: Gateway,
-    drain: &Drain,
+    tls: Option<Arc<Tls>>,
     sockets: Vec<(SocketAddr, TcpListener)>,
     accepting: CancellationToken,
 ) -> Server {
@@ -285,14 +357,19 @@ fn server(
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
+    let hall = Hall {
+        clock: gateway.clock.clone(),
+        sight: Arc::clone(&gateway.sight),
+        drain: gateway.drain.clone(),
+        abuse: Arc::clone(&gateway.abuse),
+    };
     let mut proxy = http_proxy(&server.configuration, gateway);
     let mut http = HttpServerOptions::default();
     // Not to tunnel: so that it is we who refuse it, as a problem.
     http.allow_connect_method_proxying = true;
-    http.keepalive_request_limit = Some(REQUESTS_PER_CONNECTION);
     proxy.server_options = Some(http);
-    let doors = Doors::new(proxy, drain.clone());
-    let mut service = Service::new("gateway".to_owned(), doors);
+    let door = Door::new(proxy, tls, &options.edge, hall);
+    let mut service = Service::new("gateway".to_owned(), door);
     service.add_tcp(&options.listen.to_string());
     server.add_service(Open::new(service, sockets, accepting));
     server
@@ -361,12 +438,14 @@ async fn reach(options: &RunOptions) -> Vec<(&'static str, anyhow::Error)> {
     let kafka = async { ops::kafka::ping(&ops::kafka::producer(&options.kafka)?).await };
     note("kafka", kafka.await);
     let keys = async {
-        match jwks(&options.tokens)? {
+        match jwks(&options.tokens, watch::Sender::new(()))? {
             Some(jwks) => jwks.read().await,
             None => Ok(()),
         }
     };
     note("jwks", keys.await);
+    let files = options.edge.tls().map(|files| files.load());
+    note("tls", files.transpose().map(drop));
     note("spool", Spool::probe(&options.spool_dir));
     for upstream in Upstreams::new(&options.upstreams).all() {
         note(upstream.audience.as_str(), upstream.ping().await);
@@ -374,19 +453,30 @@ async fn reach(options: &RunOptions) -> Vec<(&'static str, anyhow::Error)> {
     failures
 }
 
+/// The certificates, if there are any, followed as they are renewed.
+fn tls(options: &RunOptions, lifecycle: &Lifecycle) -> anyhow::Result<Option<Arc<Tls>>> {
+    let Some(files) = options.edge.tls() else {
+        return Ok(None);
+    };
+    let tls = Arc::new(Tls::open(files)?);
+    lifecycle.spawn("tls", Arc::clone(&tls).follow(lifecycle.stopping()));
+    Ok(Some(tls))
+}
+
 fn redis(options: &RunOptions) -> anyhow::Result<Redis> {
     let deadline = Duration::from_millis(options.redis_deadline_ms);
     Redis::new(&options.redis_url, &options.redis_prefix, deadline)
 }
 
-fn jwks(options: &TokenOptions) -> anyhow::Result<Option<Arc<Jwks>>> {
+fn jwks(options: &TokenOptions, news: watch::Sender<()>) -> anyhow::Result<Option<Arc<Jwks>>> {
     let source = match (&options.jwks_file, &options.jwks_url) {
         (Some(file), _) => Source::File(file.clone()),
         (None, Some(url)) => Source::Url(url.clone()),
-        (None, None) => return Ok(None),
+        (None, None) if options.jwt_issuer.is_empty() => return Ok(None),
+        (None, None) => Source::Issuer(options.jwt_issuer.clone()),
     };
     let ttl = Duration::from_secs(options.jwks_ttl_seconds);
-    Ok(Some(Arc::new(Jwks::new(source, ttl)?)))
+    Ok(Some(Arc::new(Jwks::new(source, ttl, news)?)))
 }
 
 fn rules(options: &TokenOptions) -> Rules {

@@ -1,12 +1,19 @@
 //! What operators see of requests: one line each, and rate, errors and duration by route.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use contracts::problem::Code;
 use metrics::{Counter, Histogram, counter, histogram};
-use tracing::{field::display, info};
+use tracing::{Level, enabled};
 
-use crate::{auth::Principal, ctx::Ctx, route::ROUTES};
+use crate::{
+    auth::Principal,
+    ctx::Ctx,
+    route::ROUTES,
+    sight::access::{AccessLog, Line},
+};
+
+pub mod access;
 
 /// Status classes, which are the label's values.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -14,10 +21,13 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 const NO_ROUTE: &str = "none";
 /// What is logged as the status when the client left before an answer.
 const CLIENT_GONE: u16 = 499;
+/// By this name `RUST_LOG` turns the access log off.
+const ACCESS: &str = "gateway::access";
 
-/// Handles of the metrics, one set a route and one for requests without.
+/// Handles of the metrics, one set a route and one for requests without, and the access log.
 pub struct Sight {
     routes: Vec<RouteMetrics>,
+    access: Option<Arc<AccessLog>>,
 }
 
 struct RouteMetrics {
@@ -26,17 +36,19 @@ struct RouteMetrics {
 }
 
 impl Sight {
-    /// Registers the metrics of every route.
+    /// Registers the metrics of every route. Lines go to `access`, if they are wanted.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(access: &Arc<AccessLog>) -> Self {
         let routes = ROUTES
             .iter()
             .map(|route| (route.template, route.method.to_string()));
         let routes = routes.chain([(NO_ROUTE, NO_ROUTE.to_owned())]);
+        let wanted = enabled!(target: ACCESS, Level::INFO);
         Self {
             routes: routes
                 .map(|(template, method)| RouteMetrics::new(template, method))
                 .collect(),
+            access: wanted.then(|| Arc::clone(access)),
         }
     }
 
@@ -50,35 +62,27 @@ impl Sight {
         let took = ctx.started.elapsed();
         let of_route = &self.routes[ctx.route.unwrap_or(ROUTES.len())];
         of_route.note(status, took);
+        let Some(access) = &self.access else { return };
         let principal = ctx.principal.as_ref();
-        let tenant = principal.map(|principal| display(principal.identity().tenant));
-        let key = principal.and_then(Principal::key_id).map(display);
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        info!(
-            target: "gateway::access",
-            {
-                http.method = method,
-                http.path = path,
-                http.route = ctx.route.map_or(NO_ROUTE, |index| ROUTES[index].template),
-                http.status_code = status,
-                problem.code = ctx.code.map(Code::as_str),
-                request.id = %ctx.request_id,
-                request.bytes = ctx.request_bytes,
-                response.bytes = ctx.response_bytes,
-                duration_us = took_us,
-                client.address = %ctx.address,
-                tenant.id = tenant,
-                key.id = key,
-                replayed = ctx.replayed,
-            },
-            "request"
-        );
-    }
-}
-
-impl Default for Sight {
-    fn default() -> Self {
-        Self::new()
+        access.add(&Line {
+            timestamp: ctx.arrived_at,
+            level: "INFO",
+            message: "request",
+            method,
+            path,
+            route: ctx.route.map_or(NO_ROUTE, |index| ROUTES[index].template),
+            status,
+            problem: ctx.code.map(Code::as_str),
+            request_id: ctx.request_id,
+            request_bytes: ctx.request_bytes,
+            response_bytes: ctx.response_bytes,
+            duration_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            address: ctx.address,
+            tenant: principal.map(|principal| principal.identity().tenant),
+            key: principal.and_then(Principal::key_id),
+            replayed: ctx.replayed,
+            target: ACCESS,
+        });
     }
 }
 
@@ -86,7 +90,7 @@ impl std::fmt::Debug for Sight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sight")
             .field("routes", &self.routes.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,10 +16,16 @@ use arc_swap::{ArcSwap, Guard};
 use contracts::{
     assertion::{Role, Scope},
     id::{KeyId, Subject, TenantId},
+    problem::{Code, Problem},
 };
+use ipnet::IpNet;
 use jiff::Timestamp;
+use tokio::sync::watch;
 
-use crate::{rule::Rule, upstream::rollout::Rollout};
+use crate::{
+    keys::uses::LastUse, limit::quota::Quota, rule::Rule, signature::Signing,
+    upstream::rollout::Rollout,
+};
 
 /// Everything at one moment.
 #[derive(Debug, Default)]
@@ -35,6 +42,8 @@ pub struct Snapshot {
     pub rollouts: Vec<Rollout>,
     /// What is said about routes, by their numbers; empty where nothing was ever loaded.
     pub rules: Vec<Option<Arc<Rule>>>,
+    /// How often an operator has asked for the issuer's keys to be read again.
+    pub jwks_refreshes: i64,
 }
 
 /// Who pays.
@@ -44,6 +53,12 @@ pub struct Tenant {
     pub id: TenantId,
     /// What they bought.
     pub plan: Arc<Plan>,
+    /// Whether a second job with the same content within a day is refused.
+    pub unique_content: bool,
+    /// From where they may ask; from anywhere if empty.
+    pub allowed: Vec<IpNet>,
+    /// With what their requests must be signed, if they must.
+    pub signing: Option<Signing>,
 }
 
 /// What a tenant may use.
@@ -57,6 +72,8 @@ pub struct Plan {
     pub burst: u32,
     /// Requests an hour.
     pub per_hour: u32,
+    /// Compute units a month, if they are bounded.
+    pub quota: Option<Quota>,
     /// Unfinished jobs.
     pub active_jobs: u32,
     /// How early its jobs' turn comes, 1 to 9.
@@ -74,6 +91,8 @@ pub struct ApiKey {
     pub expires_at: Timestamp,
     /// Whom it speaks for.
     pub identity: Identity,
+    /// When it was last used.
+    pub last_use: LastUse,
 }
 
 /// Whom a credential speaks for.
@@ -111,6 +130,22 @@ pub struct Snapshots {
     started: Instant,
     /// Milliseconds from `started` to the last word from Postgres; 0 while there was none.
     confirmed: AtomicU64,
+    news: watch::Sender<()>,
+}
+
+impl Tenant {
+    /// Whether requests may come from `address`.
+    ///
+    /// # Errors
+    /// The problem that names the address, which is the one to allow.
+    pub fn require_address(&self, address: IpAddr) -> Result<(), Problem> {
+        let allowed = &self.allowed;
+        if allowed.is_empty() || allowed.iter().any(|network| network.contains(&address)) {
+            return Ok(());
+        }
+        let detail = format!("The tenant does not allow requests from {address}.");
+        Err(Problem::new(Code::AccessDenied, detail))
+    }
 }
 
 impl Revocations {
@@ -134,6 +169,7 @@ impl Snapshots {
             current: ArcSwap::default(),
             started: now,
             confirmed: AtomicU64::new(0),
+            news: watch::Sender::new(()),
         }
     }
 
@@ -143,7 +179,7 @@ impl Snapshots {
         self.current.load()
     }
 
-    /// The present snapshot, to keep for a while.
+    /// The present snapshot, for whoever keeps it for longer than a request.
     #[must_use]
     pub fn load_full(&self) -> Arc<Snapshot> {
         self.current.load_full()
@@ -151,8 +187,21 @@ impl Snapshots {
 
     /// Replaces the snapshot, which was true at `now`.
     pub fn swap(&self, snapshot: Snapshot, now: Instant) {
+        let before = self.current.load();
+        for key in snapshot.keys.values() {
+            if let Some(older) = before.keys.get(&key.id) {
+                key.last_use.inherit(&older.last_use);
+            }
+        }
         self.current.store(Arc::new(snapshot));
         self.confirm(now);
+        self.news.send_replace(());
+    }
+
+    /// What is told of every change of what is believed.
+    #[must_use]
+    pub fn news(&self) -> &watch::Sender<()> {
+        &self.news
     }
 
     /// Postgres said at `now` that the snapshot is still true.

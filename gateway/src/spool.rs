@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+mod batch;
 pub mod segment;
 pub mod ship;
 
@@ -124,12 +125,11 @@ impl Spool {
         self.waiting.load(Ordering::Relaxed) < self.max_bytes
     }
 
-    /// Hands a record to the operating system.
+    /// Hands a record, framed by [`segment::frame_with`], to the operating system.
     ///
     /// # Errors
     /// When the spool is full or the disk refuses.
-    pub fn append(&self, record: &[u8]) -> Result<(), SpoolError> {
-        let framed = segment::frame(record);
+    pub fn append(&self, framed: &[u8]) -> Result<(), SpoolError> {
         let length = framed.len() as u64;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         // The bound counts what requests already under way will add, hence twice.
@@ -139,7 +139,7 @@ impl Spool {
         if writer.end.offset >= SEGMENT_MAX_BYTES {
             self.rotate(&mut writer)?;
         }
-        if let Err(cause) = (&*writer.file).write_all(&framed) {
+        if let Err(cause) = (&*writer.file).write_all(framed) {
             // Part of the record may stand there: cut it off, or leave the file behind.
             if writer.file.set_len(writer.end.offset).is_err() {
                 self.rotate(&mut writer)?;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use contracts::id::{KeyId, Subject, TenantId};
 use futures::{StreamExt as _, stream::poll_fn};
-use ops::config::DatabaseOptions;
+use ops::config::{DatabaseOptions, Key32};
 use secrecy::ExposeSecret as _;
 use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, NoTls, Row};
@@ -20,7 +20,12 @@ use tracing::{info, warn};
 
 pub(crate) mod traffic;
 
-use crate::snapshot::{ApiKey, Identity, Plan, Revocations, Snapshot, Snapshots, Tenant};
+use crate::{
+    keys::uses::LastUse,
+    limit::quota::Quota,
+    signature::{self, Signing},
+    snapshot::{ApiKey, Identity, Plan, Revocations, Snapshot, Snapshots, Tenant},
+};
 
 /// The schema that is ours.
 pub const SCHEMA: &str = "gateway";
@@ -49,13 +54,14 @@ pub fn migrations() -> Vec<ops::postgres::Migration> {
 /// Never by itself.
 pub async fn follow(
     options: DatabaseOptions,
+    sealing: Option<Key32>,
     snapshots: Arc<Snapshots>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
         tokio::select! {
             () = stop.cancelled() => break,
-            ended = follow_once(&options, &snapshots) => {
+            ended = follow_once(&options, sealing.as_ref(), &snapshots) => {
                 let error = format!("{:#}", ended.expect_err("only ends by an error"));
                 warn!(error, "the snapshot is not being kept true: connecting again");
             }
@@ -68,6 +74,7 @@ pub async fn follow(
 /// One connection's worth of [`follow`].
 async fn follow_once(
     options: &DatabaseOptions,
+    sealing: Option<&Key32>,
     snapshots: &Snapshots,
 ) -> anyhow::Result<std::convert::Infallible> {
     let mut config = tokio_postgres::Config::from_str(options.database_url.expose_secret())
@@ -92,7 +99,7 @@ async fn follow_once(
             .batch_execute(&format!("-- gateway.listen\nLISTEN {CHANNEL}"))
             .await?;
         loop {
-            tokio::time::timeout(LOOK_DEADLINE, refresh(&mut client, snapshots))
+            tokio::time::timeout(LOOK_DEADLINE, refresh(&mut client, sealing, snapshots))
                 .await
                 .context("Postgres does not answer")??;
             tokio::time::timeout(POLL, changes.recv()).await.ok();
@@ -105,11 +112,15 @@ async fn follow_once(
 }
 
 /// Looks once whether anything changed, and loads everything if so.
-async fn refresh(client: &mut Client, snapshots: &Snapshots) -> anyhow::Result<()> {
+async fn refresh(
+    client: &mut Client,
+    sealing: Option<&Key32>,
+    snapshots: &Snapshots,
+) -> anyhow::Result<()> {
     // Taken before asking: what is read is at least as new as this moment.
     let now = Instant::now();
     let known = snapshots.age(now).map(|_| snapshots.load().version);
-    if known == Some(version(client).await?) {
+    if known == Some(version(client).await?.0) {
         snapshots.confirm(now);
         return Ok(());
     }
@@ -119,7 +130,7 @@ async fn refresh(client: &mut Client, snapshots: &Snapshots) -> anyhow::Result<(
         .read_only(true)
         .start()
         .await?;
-    let snapshot = load(&transaction).await?;
+    let snapshot = load(&transaction, sealing).await?;
     transaction.commit().await?;
     info!(
         snapshot.version = snapshot.version,
@@ -131,31 +142,25 @@ async fn refresh(client: &mut Client, snapshots: &Snapshots) -> anyhow::Result<(
     Ok(())
 }
 
-async fn version(client: &impl GenericClient) -> Result<i64, tokio_postgres::Error> {
-    let row = client
-        .query_one(
-            "-- gateway.version\nSELECT version FROM gateway.changes",
-            &[],
-        )
-        .await?;
-    Ok(row.get(0))
+/// The number of changes, and of orders to read the issuer's keys again.
+async fn version(client: &impl GenericClient) -> Result<(i64, i64), tokio_postgres::Error> {
+    let sql = "-- gateway.version\nSELECT version, jwks_refreshes FROM gateway.changes";
+    let row = client.query_one(sql, &[]).await?;
+    Ok((row.get(0), row.get(1)))
 }
 
-async fn load(client: &impl GenericClient) -> anyhow::Result<Snapshot> {
+async fn load(client: &impl GenericClient, sealing: Option<&Key32>) -> anyhow::Result<Snapshot> {
     let plans = plans(client).await?;
+    let mut signing = signature::rows::load(client, sealing).await?;
     let mut tenants = HashMap::new();
     for row in tenant_rows(client).await? {
-        let id = TenantId::from_uuid(row.get("id"));
         let plan = plans
             .get(row.get::<_, &str>("plan"))
             .context("a tenant has a plan")?;
-        tenants.insert(
-            id,
-            Arc::new(Tenant {
-                id,
-                plan: Arc::clone(plan),
-            }),
-        );
+        match tenant(&row, plan, &mut signing) {
+            Ok(tenant) => drop(tenants.insert(tenant.id, Arc::new(tenant))),
+            Err(error) => warn!(error = format!("{error:#}"), "a tenant is unreadable"),
+        }
     }
     let mut keys = HashMap::new();
     for row in key_rows(client).await? {
@@ -165,7 +170,8 @@ async fn load(client: &impl GenericClient) -> anyhow::Result<Snapshot> {
             Err(error) => warn!(error = format!("{error:#}"), "an API key is unreadable"),
         }
     }
-    let (version, revoked) = (version(client).await?, revocations(client).await?);
+    let (version, jwks_refreshes) = version(client).await?;
+    let revoked = revocations(client).await?;
     Ok(Snapshot {
         version,
         tenants,
@@ -173,12 +179,14 @@ async fn load(client: &impl GenericClient) -> anyhow::Result<Snapshot> {
         revoked,
         rollouts: traffic::rollouts(client).await?,
         rules: traffic::rules(client).await?,
+        jwks_refreshes,
     })
 }
 
 async fn plans(client: &impl GenericClient) -> anyhow::Result<HashMap<String, Arc<Plan>>> {
     let sql = "-- gateway.plans\n\
-               SELECT name, per_minute, burst, per_hour, active_jobs, priority\n\
+               SELECT name, per_minute, burst, per_hour, monthly_cu, buffer_percent, overage,\n    \
+               active_jobs, priority\n\
                FROM gateway.plans";
     let rows = client.query(sql, &[]).await?;
     let named = rows.iter().map(|row| {
@@ -191,7 +199,16 @@ async fn plans(client: &impl GenericClient) -> anyhow::Result<HashMap<String, Ar
 /// The plan that a row with all its columns is.
 pub(crate) fn plan(row: &Row) -> anyhow::Result<Plan> {
     let count = |column: &str| u32::try_from(row.get::<_, i32>(column));
+    let units: Option<i64> = row.get("monthly_cu");
+    let quota = units.map(|units| {
+        anyhow::Ok(Quota {
+            units: units.try_into()?,
+            buffer_percent: row.get::<_, i16>("buffer_percent").try_into()?,
+            overage: row.get("overage"),
+        })
+    });
     Ok(Plan {
+        quota: quota.transpose()?,
         name: row.get("name"),
         per_minute: count("per_minute")?,
         burst: count("burst")?,
@@ -201,13 +218,29 @@ pub(crate) fn plan(row: &Row) -> anyhow::Result<Plan> {
     })
 }
 
+fn tenant(
+    row: &Row,
+    plan: &Arc<Plan>,
+    signing: &mut HashMap<TenantId, Signing>,
+) -> anyhow::Result<Tenant> {
+    let id = TenantId::from_uuid(row.get("id"));
+    let allowed = row.get::<_, Vec<&str>>("allowed").into_iter();
+    let allowed: Result<_, _> = allowed.map(str::parse).collect();
+    Ok(Tenant {
+        id,
+        plan: Arc::clone(plan),
+        unique_content: row.get("unique_content"),
+        allowed: allowed.with_context(|| format!("the networks of {id}"))?,
+        signing: row
+            .get::<_, bool>("signed")
+            .then(|| signing.remove(&id).unwrap_or_default()),
+    })
+}
+
 async fn tenant_rows(client: &impl GenericClient) -> Result<Vec<Row>, tokio_postgres::Error> {
-    client
-        .query(
-            "-- gateway.tenants\nSELECT id, plan FROM gateway.tenants",
-            &[],
-        )
-        .await
+    let sql = "-- gateway.tenants\n\
+               SELECT id, plan, unique_content, allowed, signed FROM gateway.tenants";
+    client.query(sql, &[]).await
 }
 
 async fn key_rows(client: &impl GenericClient) -> Result<Vec<Row>, tokio_postgres::Error> {
@@ -240,6 +273,7 @@ fn key(row: &Row) -> anyhow::Result<ApiKey> {
             identity,
             secret_hash: row.get::<_, &[u8]>("secret_hash").try_into()?,
             expires_at: row.get("expires_at"),
+            last_use: LastUse::default(),
         })
     };
     read().with_context(|| id.to_string())

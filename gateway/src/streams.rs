@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -21,6 +22,7 @@ use pingora::{
     proxy::Session,
 };
 use tokio::time::{Instant, sleep_until};
+use tracing::info;
 
 use crate::{
     answer::unavailable,
@@ -32,6 +34,8 @@ use crate::{
     upstream::{Begun, Order},
 };
 
+/// How often an open stream is looked at although nothing changed: what is believed also ages.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Seconds after which a stream may have become free.
 const RETRY_AFTER_SECONDS: u64 = 5;
 const EVENT_STREAM: &str = "text/event-stream";
@@ -71,6 +75,8 @@ enum End {
     Longest,
     /// The process stops.
     Drain,
+    /// Whoever opened it would not be let in any more.
+    Lost,
 }
 
 impl Streams {
@@ -133,6 +139,7 @@ impl End {
             Self::Idle => "idle",
             Self::Longest => "longest",
             Self::Drain => "drain",
+            Self::Lost => "lost",
         }
     }
 }
@@ -170,7 +177,8 @@ pub(crate) async fn serve(
     // A stream may outlast the process: nobody waits for it on the way out.
     let _streaming = gateway.drain.stream();
     ctx.in_flight = None;
-    let end = pass(gateway, session, &mut begun).await;
+    let lost = pin!(until_lost(gateway, ctx, forward));
+    let end = pass(gateway, session, &mut begun, lost).await;
     metrics::counter!("gateway_streams_ended_total", "reason" => end.as_str()).increment(1);
     match end {
         // Without its last chunk the client sees that the stream is not complete.
@@ -244,7 +252,12 @@ async fn begin(
 }
 
 /// Passes on what comes, until either side or a limit ends it.
-async fn pass(gateway: &Gateway, session: &mut Session, begun: &mut Begun) -> End {
+async fn pass(
+    gateway: &Gateway,
+    session: &mut Session,
+    begun: &mut Begun,
+    mut lost: impl Future<Output = ()> + Unpin,
+) -> End {
     let streams = &gateway.streams;
     let over = Instant::now() + streams.longest;
     let mut idle = Instant::now() + streams.idle;
@@ -273,15 +286,44 @@ async fn pass(gateway: &Gateway, session: &mut Session, begun: &mut Begun) -> En
             () = gateway.drain.streams_end() => return End::Drain,
             () = sleep_until(over) => return End::Longest,
             () = sleep_until(idle) => return End::Idle,
+            () = &mut lost => return End::Lost,
         };
-        if session
-            .write_response_body(Some(chunk), false)
-            .await
-            .is_err()
-        {
-            return End::Client;
+        tokio::select! {
+            written = session.write_response_body(Some(chunk), false) => {
+                if written.is_err() {
+                    return End::Client;
+                }
+            }
+            // A client that takes nothing is not waited for.
+            () = &mut lost => return End::Client,
         }
         idle = Instant::now() + streams.idle;
+    }
+}
+
+/// Returns once whoever opened the stream would not be let in any more: it wakes when anything
+/// changed that is believed, and when the credential ends.
+async fn until_lost(gateway: &Gateway, ctx: &Ctx, forward: &Forward) {
+    let principal = ctx.principal.as_ref();
+    let principal = principal.expect("only admitted requests are forwarded");
+    let mut news = gateway.snapshots.news().subscribe();
+    loop {
+        match gateway.renew(principal, forward.scopes, ctx.address) {
+            Ok(until) => {
+                let rest = until.duration_since(gateway.clock.now());
+                let rest = Duration::try_from(rest).unwrap_or_default();
+                let changed = news.changed();
+                tokio::time::timeout(rest.min(LOOK_EVERY), changed)
+                    .await
+                    .ok();
+            }
+            Err(cause) => {
+                let code = cause.code().as_str();
+                info!(request.id = %ctx.request_id, code, "a stream is ended: its credential is");
+                metrics::counter!("gateway_streams_revoked_total").increment(1);
+                return;
+            }
+        }
     }
 }
 

@@ -2,7 +2,11 @@
 //! kept under the idempotency key, returned.
 
 use bytes::{Bytes, BytesMut};
-use contracts::problem::{Code, Problem};
+use contracts::{
+    id::JobId,
+    job_type::compute_units,
+    problem::{Code, Problem},
+};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pingora::{
     http::{RequestHeader, ResponseHeader},
@@ -11,12 +15,14 @@ use pingora::{
 
 use crate::{
     config::BODY_MAX_BYTES,
-    ctx::{Ctx, Stop},
+    ctx::{Ctx, Stop, Usage},
     headers,
-    idempotency::{self, Claim, Fingerprint, Kept, Key, Standing},
+    idempotency::{self, Asked, Claim, Ending, Fingerprint, Kept, Key, Standing},
+    keys::{self, serve::Call},
     proxy::{Gateway, target},
     reject,
     route::{Body, Forward, Transaction},
+    signature::require_digest,
     upstream::{Answer, Failure, Order},
 };
 
@@ -24,12 +30,21 @@ use crate::{
 const KEPT_HEADERS: [header::HeaderName; 3] =
     [header::CONTENT_TYPE, header::LOCATION, header::ETAG];
 
+/// Who does what a transaction asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum To<'a> {
+    /// An upstream.
+    Upstream(&'a Forward),
+    /// We.
+    Keys(Call),
+}
+
 /// Serves an admitted request of a route that takes a body.
 pub(crate) async fn serve(
     gateway: &Gateway,
     session: &mut Session,
     ctx: &mut Ctx,
-    forward: &Forward,
+    to: To<'_>,
     transaction: Transaction,
 ) -> Result<(), Stop> {
     let key = Key::of(&session.req_header().headers)?;
@@ -39,24 +54,41 @@ pub(crate) async fn serve(
     }
     let body = read(gateway, session).await?;
     ctx.request_bytes = body.len() as u64;
-    check(transaction.body, &session.req_header().headers, &body)?;
+    require_digest(ctx.signed.as_ref(), &body)?;
+    let units = check(transaction.body, &session.req_header().headers, &body)?;
     let claim = match &key {
         None => None,
-        Some(key) => match claim(gateway, session, ctx, key, &body).await? {
+        Some(key) => match claim(gateway, session, ctx, key, &body, units).await? {
             Standing::Claimed(claim) => Some(claim),
             Standing::Replay(kept) => {
                 ctx.replayed = true;
                 let (header, body) = replay(kept)?;
                 return Ok(gateway.answer(session, ctx, header, body).await?);
             }
+            Standing::Exhausted(used) => {
+                // As with the other limits, what is refused is not charged.
+                ctx.usage = Usage::None;
+                ctx.quota = Some(used);
+                return Err(used.refusal(ctx.arrived_at).into());
+            }
         },
     };
+    ctx.quota = claim.as_ref().and_then(|claim| claim.used);
     let key = key.as_ref();
-    let outcome = exchange(gateway, session, ctx, forward, transaction, key, &body).await;
+    let outcome = match to {
+        To::Upstream(forward) => {
+            let sent = exchange(gateway, session, ctx, forward, transaction, key, &body);
+            sent.await.map_err(reject::failure)
+        }
+        To::Keys(call) => {
+            let request = session.req_header();
+            keys::serve::act(gateway, request, ctx, call, key, &body).await
+        }
+    };
     if let Some(claim) = claim {
         settle(gateway, claim, transaction, &outcome).await;
     }
-    let Answer { mut header, body } = outcome.map_err(reject::failure)?;
+    let Answer { mut header, body } = outcome?;
     headers::from_upstream(&mut header);
     header.remove_header(&header::TRANSFER_ENCODING);
     ctx.replayed = header.remove_header(idempotency::REPLAYED).is_some();
@@ -74,7 +106,12 @@ async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
         return Err(too_large());
     }
     let expects = headers.get(header::EXPECT).map(HeaderValue::as_bytes);
-    if expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")) {
+    let expects = expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // Pingora takes a chunk without a size for the last one: what follows is nobody's request.
+        session.set_keepalive(None);
+    }
+    if expects {
         session.write_continue_response().await?;
     }
     let whole = async {
@@ -104,16 +141,19 @@ async fn read_chunk(session: &mut Session) -> pingora::Result<Option<Bytes>> {
     read.map_err(pingora::Error::into_down)
 }
 
-/// Whether the body is what the route wants.
-fn check(wanted: Body, headers: &HeaderMap, body: &[u8]) -> Result<(), Problem> {
+/// Whether the body is what the route wants, and how many compute units it costs.
+fn check(wanted: Body, headers: &HeaderMap, body: &[u8]) -> Result<u64, Problem> {
     if wanted == Body::OptionalJson && body.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     contracts::server::require_json(headers)?;
     match wanted {
-        Body::Job => contracts::api::jobs::validate_submit(body).map(drop),
+        Body::Job => {
+            let job = contracts::api::jobs::validate_submit(body)?;
+            Ok(compute_units(job.payload.get().len()))
+        }
         Body::Json | Body::OptionalJson => {
-            contracts::server::parse_json::<serde::de::IgnoredAny>(body).map(drop)
+            contracts::server::parse_json::<serde::de::IgnoredAny>(body).map(|_| 0)
         }
     }
 }
@@ -124,6 +164,7 @@ async fn claim(
     ctx: &Ctx,
     key: &Key,
     body: &[u8],
+    units: u64,
 ) -> Result<Standing, Problem> {
     let request = session.req_header();
     let fingerprint = Fingerprint::new(&request.method, target(request), body);
@@ -131,10 +172,14 @@ async fn claim(
         .principal
         .as_ref()
         .expect("only admitted requests come here");
-    gateway
-        .idempotency
-        .claim(principal.tenant.id, key, &fingerprint)
-        .await
+    let asked = Asked {
+        tenant: &principal.tenant,
+        key,
+        fingerprint: &fingerprint,
+        units,
+        now: ctx.arrived_at,
+    };
+    gateway.idempotency.claim(&asked).await
 }
 
 /// Sends the request upstream and captures the answer.
@@ -177,31 +222,37 @@ async fn settle(
     gateway: &Gateway,
     claim: Claim,
     transaction: Transaction,
-    outcome: &Result<Answer, Failure>,
+    outcome: &Result<Answer, Problem>,
 ) {
     let idempotency = &gateway.idempotency;
-    match outcome {
-        Ok(Answer { header, .. }) if header.status.is_success() && transaction.secret => {
-            idempotency.keep_secret(claim).await;
-        }
-        Ok(Answer { header, body }) if header.status.is_success() => {
-            let kept = header
-                .headers
-                .iter()
-                .filter(|(name, _)| KEPT_HEADERS.contains(name));
-            let headers = kept.filter_map(|(name, value)| {
-                Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
-            });
-            let (status, body) = (header.status.as_u16(), body.clone());
-            let kept = Kept {
-                status,
-                headers: headers.collect(),
-                body,
-            };
-            idempotency.keep(claim, &kept).await;
-        }
-        _ => idempotency.free(claim).await,
+    let answer = match outcome {
+        Ok(answer) if answer.header.status.is_success() => answer,
+        _ => return idempotency.end(claim, Ending::Freed, false).await,
+    };
+    let headers = &answer.header.headers;
+    let acted = !headers.contains_key(idempotency::REPLAYED);
+    if transaction.secret {
+        return idempotency.end(claim, Ending::Secret, acted).await;
     }
+    let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
+    let kept = headers
+        .iter()
+        .filter(|(name, _)| KEPT_HEADERS.contains(name));
+    let kept = Kept {
+        status: answer.header.status.as_u16(),
+        headers: kept
+            .filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?)))
+            .collect(),
+        body: answer.body.clone(),
+    };
+    let ending = Ending::Kept(&kept, created(headers));
+    idempotency.end(claim, ending, acted).await;
+}
+
+/// The job that an answer's `Location` names.
+fn created(headers: &HeaderMap) -> Option<JobId> {
+    let location = headers.get(header::LOCATION)?.to_str().ok()?;
+    location.rsplit('/').next()?.parse().ok()
 }
 
 fn replay(kept: Kept) -> Result<(ResponseHeader, Bytes), Stop> {

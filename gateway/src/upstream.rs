@@ -8,11 +8,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use contracts::{
-    assertion::{self, Audience, Claims, LIFETIME_MAX_SECONDS},
+    assertion::{self, Audience, Claims, LIFETIME_MAX_SECONDS, Signer},
     id::{RequestId, TenantId},
 };
 use jiff::Timestamp;
-use ops::config::Key32;
 use pingora::connectors::http::Connector;
 use tokio::sync::Notify;
 
@@ -41,7 +40,7 @@ const STABLE: &str = "stable";
 pub struct Upstream {
     /// Which one.
     pub audience: Audience,
-    key: Key32,
+    signer: Signer,
     stable: Arc<Version>,
     canary: ArcSwapOption<Canary>,
 }
@@ -88,7 +87,7 @@ impl Upstreams {
             let host = rollout::host(url);
             Upstream {
                 audience,
-                key: key.clone(),
+                signer: Signer::new(key.expose()),
                 stable: Arc::new(Version::new(audience.as_str(), STABLE, &host)),
                 canary: ArcSwapOption::empty(),
             }
@@ -168,6 +167,6 @@ impl Upstream {
             body_sha256: assertion::sha256_hex(facts.body),
             expires_at: now.as_second() + LIFETIME_MAX_SECONDS - CLOCK_SKEW_SECONDS,
         };
-        assertion::sign(&claims, self.key.expose())
+        self.signer.sign(&claims)
     }
 }

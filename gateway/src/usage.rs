@@ -13,7 +13,7 @@ use prost::Message as _;
 use crate::{
     auth::Principal,
     route::Route,
-    spool::{Spool, SpoolError},
+    spool::{Spool, SpoolError, segment},
 };
 
 /// What is known of an admitted request once its answer is.
@@ -60,5 +60,6 @@ pub fn record(spool: &Spool, request: &Admitted<'_>) -> Result<(), SpoolError> {
         replayed: request.replayed,
         billable: request.route.billable() && request.status < 500,
     };
-    spool.append(&event.encode_to_vec())
+    let framed = segment::frame_with(event.encoded_len(), |buffer| event.encode_raw(buffer));
+    spool.append(&framed)
 }

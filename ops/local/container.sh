@@ -4,9 +4,11 @@
 set -euo pipefail
 
 readonly STATE=/state
-readonly SECRETS=(jobs.key relayer.key metering.key webhooks.key webhooks-secrets.key)
+readonly SECRETS=(jobs.key relayer.key metering.key webhooks.key webhooks-secrets.key
+  signatures.key)
 readonly FROM_FILE=(ASSERTION_KEY JOBS_ASSERTION_KEY RELAYER_ASSERTION_KEY METERING_ASSERTION_KEY
-  WEBHOOKS_ASSERTION_KEY WEBHOOKS_KEY REGISTRY_ADDRESS)
+  WEBHOOKS_ASSERTION_KEY WEBHOOKS_KEY SIGNATURES_KEY
+  REGISTRY_ADDRESS)
 # The first account of anvil's public development mnemonic: it is worth nothing anywhere else.
 readonly ANVIL_GAS_KEY=0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80
 # The second one: who may pause the registry and change its signers does not lie beside the relayer.

@@ -41,13 +41,21 @@ packages_to_run() {
   elif ! has psql; then
     printf '%s\n' postgresql-client
   fi
-  [[ -n ${REDIS_URL:-} ]] || has redis-server || printf '%s\n' redis-server
-  if [[ -z ${KAFKA_BROKERS:-} ]]; then
+  # Tests break servers of their own.
+  [[ -n ${REDIS_URL:-} && $1 != test ]] || has redis-server || printf '%s\n' redis-server
+  if [[ -z ${KAFKA_BROKERS:-} || $1 == test ]]; then
     has_java || printf '%s\n' default-jre-headless
     [[ -d $(kafka_jars) ]] || has mvn || printf '%s\n' maven
   fi
   [[ -n ${RPC_URL:-} && $1 != test ]] || has_node || printf '%s\n' nodejs npm
   if [[ $1 == test ]]; then packages_to_test; fi
+  if [[ $1 == bench ]]; then packages_to_bench; fi
+}
+
+# What the gateway is compared with.
+packages_to_bench() {
+  has nginx || printf '%s\n' nginx
+  has haproxy || printf '%s\n' haproxy
 }
 
 packages_to_test() {
@@ -168,6 +176,6 @@ install_to_run() {
   mapfile -t packages < <(packages_to_run "$1")
   require_installable "${packages[@]}"
   install_packages "${packages[@]}"
-  if [[ -z ${KAFKA_BROKERS:-} ]]; then install_kafka; fi
+  if [[ -z ${KAFKA_BROKERS:-} || $1 == test ]]; then install_kafka; fi
   if [[ -z ${RPC_URL:-} || $1 == test ]]; then install_node_modules; fi
 }

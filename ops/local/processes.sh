@@ -53,6 +53,7 @@ settings_make() {
   VALUES[trusted_proxies]=127.0.0.1/32
   VALUES[allow_private_cidrs]=127.0.0.0/8
   VALUES[webhooks_key]=$(random_hex 32)
+  VALUES[signatures_key]=$(random_hex 32)
   for service in jobs relayer metering webhooks; do
     VALUES["${service}_url"]="http://127.0.0.1:${VALUES["$service-api/port"]}"
     VALUES["${service}_assertion_key"]=$(random_hex 32)

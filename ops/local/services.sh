@@ -141,12 +141,15 @@ services_start() {
   if [[ -z ${REDIS_URL:-} ]]; then redis_start; fi
   if [[ -z ${KAFKA_BROKERS:-} ]]; then kafka_start; fi
   if [[ -z ${RPC_URL:-} ]]; then anvil_start; fi
+  # For tests that break a Kafka of their own.
+  KAFKA_JARS=$(kafka_jars)
+  export KAFKA_JARS
   no_blame
 }
 
 services_env() {
-  printf 'export DATABASE_URL=%q REDIS_URL=%q KAFKA_BROKERS=%q RPC_URL=%q\n' \
-    "$DATABASE_URL" "$REDIS_URL" "$KAFKA_BROKERS" "$RPC_URL"
+  printf 'export DATABASE_URL=%q REDIS_URL=%q KAFKA_BROKERS=%q RPC_URL=%q KAFKA_JARS=%q\n' \
+    "$DATABASE_URL" "$REDIS_URL" "$KAFKA_BROKERS" "$RPC_URL" "$KAFKA_JARS"
 }
 
 services_stay() {

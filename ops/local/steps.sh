@@ -75,6 +75,37 @@ check_lints() {
 
 check_rust() { cargo_ours test --workspace --no-fail-fast; }
 
+# Beside libFuzzer itself, which is a crate, fuzzing wants cargo's subcommand. It needs no other
+# toolchain where no sanitizer is asked for: safe Rust panics by itself.
+readonly FUZZ_VERSION=0.13.2
+readonly FUZZ_SECONDS=60
+
+fuzz_install() {
+  local folder="$CACHE/cargo-fuzz-$FUZZ_VERSION"
+  PATH="$folder/bin:$PATH"
+  [[ ! -x $folder/bin/cargo-fuzz ]] || return 0
+  echo "installing cargo-fuzz $FUZZ_VERSION"
+  make_folder "$CACHE"
+  cargo install --quiet --locked --root "$folder" --version "$FUZZ_VERSION" cargo-fuzz
+}
+
+# Each target for a minute. What it found out is kept for the next time; what it found wrong is kept
+# in the folder of logs.
+check_fuzz() {
+  local file target
+  fuzz_install || return 1
+  cd "$ROOT/gateway" || return 1
+  for file in fuzz/fuzz_targets/*.rs; do
+    target=$(basename "$file" .rs)
+    make_folder "$CACHE"
+    mkdir -p "$CACHE/fuzz-corpus/$target"
+    echo "fuzzing $target for $FUZZ_SECONDS s"
+    cargo fuzz run --fuzz-dir fuzz --dev --sanitizer none --features fuzz "$target" \
+      "$CACHE/fuzz-corpus/$target" -- -max_total_time="$FUZZ_SECONDS" \
+      -artifact_prefix="$TEST_LOGS/$target-" || return 1
+  done
+}
+
 forge_here() {
   (cd "$ROOT/contracts/solidity" && PATH="$PWD/node_modules/.bin:$PATH" "$@")
 }

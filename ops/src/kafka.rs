@@ -10,7 +10,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
     error::RDKafkaErrorCode,
     metadata::MetadataPartition,
-    producer::{FutureProducer, Producer as _},
+    producer::{BaseProducer, FutureProducer, Producer as _, ProducerContext},
     util::Timeout,
 };
 
@@ -20,6 +20,8 @@ use crate::config::{BadConfig, KafkaOptions};
 const PARTITIONS: i32 = 6;
 /// How long an administrative request or a metadata look-up may take.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long brokers may take to say that they are there.
+const PING_DEADLINE: Duration = Duration::from_secs(2);
 /// Bounds on what a producer holds before it refuses more.
 const PRODUCER_QUEUE_RECORDS: &str = "20000";
 const PRODUCER_QUEUE_KBYTES: &str = "65536";
@@ -74,7 +76,31 @@ pub async fn ensure_topics(options: &KafkaOptions, topics: &[&str]) -> anyhow::R
 /// # Errors
 /// When the configuration is refused.
 pub fn producer(options: &KafkaOptions) -> Result<FutureProducer, BadConfig> {
-    let producer = client(options)
+    let producer = producer_config(options)
+        .create()
+        .context("set up the Kafka producer")?;
+    Ok(producer)
+}
+
+/// The same for whoever sends by the batch: `context` hears only of records that failed, and the
+/// others are through when nothing is in flight any more.
+///
+/// # Errors
+/// When the configuration is refused.
+pub fn batch_producer<C: ProducerContext>(
+    options: &KafkaOptions,
+    context: C,
+) -> Result<BaseProducer<C>, BadConfig> {
+    let producer = producer_config(options)
+        .set("delivery.report.only.error", "true")
+        .create_with_context(context)
+        .context("set up the Kafka producer")?;
+    Ok(producer)
+}
+
+fn producer_config(options: &KafkaOptions) -> ClientConfig {
+    let mut config = client(options);
+    config
         .set("enable.idempotence", "true")
         .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
@@ -83,10 +109,8 @@ pub fn producer(options: &KafkaOptions) -> Result<FutureProducer, BadConfig> {
         .set("message.timeout.ms", "30000")
         .set("message.max.bytes", MAX_MESSAGE_BYTES)
         .set("queue.buffering.max.messages", PRODUCER_QUEUE_RECORDS)
-        .set("queue.buffering.max.kbytes", PRODUCER_QUEUE_KBYTES)
-        .create()
-        .context("set up the Kafka producer")?;
-    Ok(producer)
+        .set("queue.buffering.max.kbytes", PRODUCER_QUEUE_KBYTES);
+    config
 }
 
 /// Whether the brokers answer. Blocks its own thread, not the runtime's.
@@ -98,7 +122,7 @@ pub async fn ping(producer: &FutureProducer) -> anyhow::Result<()> {
     let ask = move || {
         producer
             .client()
-            .fetch_metadata(None, Timeout::After(Duration::from_secs(2)))
+            .fetch_metadata(None, Timeout::After(PING_DEADLINE))
             .map(|_| ())
     };
     tokio::task::spawn_blocking(ask)
@@ -117,6 +141,18 @@ impl Topics {
             options: options.clone(),
             client: Arc::new(client),
         })
+    }
+
+    /// Whether the brokers answer. Unlike a producer, this has no thread that looks for news.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub async fn ping(&self) -> anyhow::Result<()> {
+        let client = Arc::clone(&self.client);
+        let ask = move || client.fetch_metadata(None, PING_DEADLINE).map(|_| ());
+        tokio::task::spawn_blocking(ask)
+            .await?
+            .context("Kafka does not answer")
     }
 
     /// The partitions of `topic`, named without the prefix.

@@ -20,6 +20,7 @@ pub mod outbox;
 pub mod postgres;
 pub mod process;
 pub mod retention;
+pub mod seal;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -28,6 +28,7 @@ use crate::{
     postgres::{Migration, Pool, migrate},
 };
 
+pub mod broker;
 pub mod records;
 
 /// Ports for processes of tests: below those that the kernel gives to whoever asks for any, which

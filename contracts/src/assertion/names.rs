@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
 
 /// Which upstream an assertion is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -19,8 +20,10 @@ pub enum Audience {
     Webhooks,
 }
 
-/// What a credential is for, beside its scopes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What a credential is for, beside its scopes; each one is more than those before it.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Few jobs at a time.
@@ -32,7 +35,9 @@ pub enum Role {
 }
 
 /// What a credential may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 pub enum Scope {
     /// Create and cancel jobs.
     #[serde(rename = "jobs:submit")]
@@ -55,6 +60,9 @@ pub enum Scope {
     /// Read usage, invoices and prices.
     #[serde(rename = "billing:read")]
     BillingRead,
+    /// Create, list, rotate and revoke the tenant's API keys.
+    #[serde(rename = "keys:admin")]
+    KeysAdmin,
 }
 
 /// The text names no scope, role or audience.
@@ -64,7 +72,7 @@ pub struct UnknownName;
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::JobsSubmit,
         Self::JobsRead,
         Self::JobsReadTeam,
@@ -72,6 +80,7 @@ impl Scope {
         Self::WebhooksRead,
         Self::WebhooksWrite,
         Self::BillingRead,
+        Self::KeysAdmin,
     ];
     /// Any one of these lets one read jobs; which jobs is for `Principal::may_read_job` to say.
     pub const READ_JOBS: [Self; 3] = [Self::JobsRead, Self::JobsReadTeam, Self::JobsAdmin];
@@ -89,6 +98,7 @@ impl Scope {
             Self::WebhooksRead => "webhooks:read",
             Self::WebhooksWrite => "webhooks:write",
             Self::BillingRead => "billing:read",
+            Self::KeysAdmin => "keys:admin",
         }
     }
 }

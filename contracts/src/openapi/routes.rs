@@ -6,6 +6,7 @@ use crate::{
         Page,
         health::Health,
         jobs::{JobEventView, JobView, ListJobsQuery, SubmitRequest, SubmitResponse},
+        keys::{CreateKey, KeyCreated, KeyRotated, KeyView, KeysQuery, RotateKey},
         proof::ProofResponse,
         usage::{
             InvoicePreview, InvoiceQuery, Prices, UsageEvent, UsageEventsQuery, UsageQuery,
@@ -18,16 +19,14 @@ use crate::{
         },
     },
     assertion::Scope,
-    id::{EndpointId, JobId, MessageId},
+    id::{EndpointId, JobId, KeyId, MessageId},
     problem::Code,
 };
 
 /// Every operation.
 pub(super) fn all() -> Vec<Operation> {
-    [jobs(), endpoints(), deliveries(), usage(), public()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let parts = [jobs(), endpoints(), deliveries(), usage(), keys(), public()];
+    parts.into_iter().flatten().collect()
 }
 
 fn jobs() -> Vec<Operation> {
@@ -199,6 +198,50 @@ fn usage() -> Vec<Operation> {
         get("/v1/prices", "getPrices", "billing", "Read the prices")
             .needs(Scope::BillingRead)
             .answers::<Prices>(200, "The tenant's prices."),
+    ]
+}
+
+fn keys() -> Vec<Operation> {
+    const ALL: &str = "/v1/api-keys";
+    const ONE: &str = "/v1/api-keys/{key_id}";
+    let scope = Scope::KeysAdmin;
+    vec![
+        post(ALL, "createKey", "keys", "Create an API key")
+            .needs(scope)
+            .idempotent(false)
+            .body::<CreateKey>()
+            .answers::<KeyCreated>(201, "The key, shown this once.")
+            .located()
+            .refuses(&[Code::Conflict]),
+        get(ALL, "listKeys", "keys", "List API keys, newest first")
+            .needs(scope)
+            .query::<KeysQuery>()
+            .answers::<Page<KeyView>>(200, "The tenant's keys, ended ones too for a while."),
+        get(ONE, "getKey", "keys", "Read an API key")
+            .needs(scope)
+            .path_id::<KeyId>("key_id")
+            .answers::<KeyView>(200, "The key, without its secret."),
+        delete(
+            ONE,
+            "revokeKey",
+            "keys",
+            "Revoke an API key, at once and for ever",
+        )
+        .needs(scope)
+        .path_id::<KeyId>("key_id")
+        .answers_nothing(),
+        post(
+            "/v1/api-keys/{key_id}/rotate",
+            "rotateKey",
+            "keys",
+            "Replace an API key",
+        )
+        .needs(scope)
+        .idempotent(false)
+        .path_id::<KeyId>("key_id")
+        .optional_body::<RotateKey>()
+        .answers::<KeyRotated>(200, "The new key, shown this once.")
+        .refuses(&[Code::Conflict]),
     ]
 }
 

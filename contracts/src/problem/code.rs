@@ -36,12 +36,18 @@ pub enum Code {
     RequestTimeout,
     /// A request with this idempotency key is still being worked on.
     IdempotencyConflict,
+    /// A job with the same content was submitted before; `job_id` names it.
+    DuplicateJob,
     /// The job has ended and cannot be cancelled.
     JobNotCancellable,
     /// The request conflicts with the state of the thing.
     Conflict,
     /// The body is larger than `max_size` bytes.
     PayloadTooLarge,
+    /// The request's target is too long.
+    TargetTooLong,
+    /// The request's headers are too many or too large.
+    HeadersTooLarge,
     /// The body's media type is not the one expected.
     InvalidContentType,
     /// The idempotency key was used with another request.
@@ -62,7 +68,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::JobValidationFailed,
         Self::InvalidRequest,
         Self::IdempotencyKeyRequired,
@@ -75,9 +81,12 @@ impl Code {
         Self::Gone,
         Self::RequestTimeout,
         Self::IdempotencyConflict,
+        Self::DuplicateJob,
         Self::JobNotCancellable,
         Self::Conflict,
         Self::PayloadTooLarge,
+        Self::TargetTooLong,
+        Self::HeadersTooLarge,
         Self::InvalidContentType,
         Self::IdempotencyMismatch,
         Self::RateLimitExceeded,
@@ -101,10 +110,13 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Gone => StatusCode::GONE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::IdempotencyConflict | Self::JobNotCancellable | Self::Conflict => {
-                StatusCode::CONFLICT
-            }
+            Self::IdempotencyConflict
+            | Self::DuplicateJob
+            | Self::JobNotCancellable
+            | Self::Conflict => StatusCode::CONFLICT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::InvalidContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
             Self::RateLimitExceeded | Self::ActiveJobsExceeded => StatusCode::TOO_MANY_REQUESTS,
@@ -131,9 +143,12 @@ impl Code {
             Self::Gone => "GONE",
             Self::RequestTimeout => "REQUEST_TIMEOUT",
             Self::IdempotencyConflict => "IDEMPOTENCY_CONFLICT",
+            Self::DuplicateJob => "DUPLICATE_JOB",
             Self::JobNotCancellable => "JOB_NOT_CANCELLABLE",
             Self::Conflict => "CONFLICT",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
+            Self::TargetTooLong => "TARGET_TOO_LONG",
+            Self::HeadersTooLarge => "HEADERS_TOO_LARGE",
             Self::InvalidContentType => "INVALID_CONTENT_TYPE",
             Self::IdempotencyMismatch => "IDEMPOTENCY_MISMATCH",
             Self::RateLimitExceeded => "RATE_LIMIT_EXCEEDED",
@@ -161,9 +176,12 @@ impl Code {
             Self::Gone => "The route is gone",
             Self::RequestTimeout => "The request was not received in time",
             Self::IdempotencyConflict => "A request with this idempotency key is in progress",
+            Self::DuplicateJob => "The same job was submitted before",
             Self::JobNotCancellable => "The job cannot be cancelled any more",
             Self::Conflict => "The request conflicts with the present state",
             Self::PayloadTooLarge => "The body is too large",
+            Self::TargetTooLong => "The request target is too long",
+            Self::HeadersTooLarge => "The headers are too large",
             Self::InvalidContentType => "The content type is not supported",
             Self::IdempotencyMismatch => "The idempotency key was used with another request",
             Self::RateLimitExceeded => "The quota is exceeded",

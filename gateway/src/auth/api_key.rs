@@ -10,6 +10,7 @@ use ring::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use thiserror::Error;
+use uuid::Uuid;
 
 /// How every API key begins.
 pub const PREFIX: &str = "jsk_";
@@ -18,6 +19,8 @@ pub const PREFIX: &str = "jsk_";
 const SECRET_DIGITS: usize = 48;
 const ID_DIGITS: usize = 32;
 const CHECKSUM_DIGITS: usize = 8;
+/// Ids are UUIDs of this version.
+const ID_VERSION: usize = 7;
 
 /// A well-formed key as a client presents it; nothing says yet that it exists.
 pub struct Presented {
@@ -85,15 +88,24 @@ impl FromStr for Presented {
         let rest = text.strip_prefix(PREFIX).ok_or(Malformed::Form)?;
         let (id, rest) = rest.split_once('_').ok_or(Malformed::Form)?;
         let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let all_lower_hex = |text: &str| text.bytes().all(lower_hex);
         let lengths = (id.len(), rest.len());
-        if lengths != (ID_DIGITS, SECRET_DIGITS + CHECKSUM_DIGITS) || !rest.bytes().all(lower_hex) {
+        if lengths != (ID_DIGITS, SECRET_DIGITS + CHECKSUM_DIGITS)
+            || !all_lower_hex(id)
+            || !all_lower_hex(rest)
+        {
             return Err(Malformed::Form);
         }
         let (secret, sum) = rest.split_at(SECRET_DIGITS);
-        if checksum(&text[..text.len() - CHECKSUM_DIGITS]) != sum {
+        let sum = u32::from_str_radix(sum, 16).map_err(|_| Malformed::Form)?;
+        if crc32fast::hash(&text.as_bytes()[..text.len() - CHECKSUM_DIGITS]) != sum {
             return Err(Malformed::Checksum);
         }
-        let id = format!("key_{id}").parse().map_err(|_| Malformed::Form)?;
+        let id = Uuid::try_parse(id).map_err(|_| Malformed::Form)?;
+        if id.get_version_num() != ID_VERSION {
+            return Err(Malformed::Form);
+        }
+        let id = KeyId::from_uuid(id);
         Ok(Self {
             id,
             secret: secret.into(),

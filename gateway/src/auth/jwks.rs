@@ -1,10 +1,13 @@
-//! The issuer's public keys: read by file or URL, kept for a time, read again when a token names a
-//! key we do not know (once for everyone, and not too often), and kept in use when reading fails.
+//! The issuer's public keys: kept for a time, read again when a token names a key we do not know,
+//! and kept in use when reading fails.
+//!
+//! Anyone can make names of keys up. So one reading serves everyone who waits for it, readings
+//! begin at least [`COOLDOWN`] apart, and the issuer is asked whether anything changed at all. A
+//! token of a key that is really new waits for the next reading, and is believed on first sight.
 
 use std::{
     collections::HashMap,
     fmt,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,41 +19,42 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse},
 };
 use serde::Deserialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use url::Url;
 
-/// Largest document that is read.
-const DOCUMENT_MAX_BYTES: usize = 256 * 1_024;
+use crate::{
+    auth::issuer::{Library, Source},
+    snapshot::Snapshots,
+};
+
 /// Most keys that are kept.
 const KEYS_MAX: usize = 64;
 /// Smallest RSA modulus, in base64url digits: 2,048 bits.
 const RSA_MODULUS_MIN_DIGITS: usize = 2_048 / 6;
-/// How long the issuer may take.
-const FETCH_DEADLINE: Duration = Duration::from_secs(5);
-/// An unknown key's name makes us read again at most this often: anyone can make names up.
-const COOLDOWN: Duration = Duration::from_secs(10);
+/// Readings begin at least this far apart: two a second, however many names are made up.
+const COOLDOWN: Duration = Duration::from_millis(500);
+/// How long a token of an unknown key waits for others' readings.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Requests that wait so at a time; what comes then is refused at once.
+const WAITING_MAX: usize = 1_000;
 /// Pause after a scheduled reading failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
-/// Where the keys come from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// A file.
-    File(PathBuf),
-    /// A URL.
-    Url(Url),
-}
-
 /// The keys in use.
 pub struct Jwks {
-    source: Source,
-    client: reqwest::Client,
     ttl: Duration,
     current: ArcSwap<KeySet>,
-    /// When an unknown name last made us read; held while reading.
-    asked: Mutex<Option<Instant>>,
+    reading: Mutex<Reading>,
+    waiting: Semaphore,
+    news: watch::Sender<()>,
+}
+
+/// Held while reading, so that there is one reading at a time.
+struct Reading {
+    library: Library,
+    /// When the last one began.
+    began: Option<Instant>,
 }
 
 /// The keys of one reading.
@@ -69,6 +73,7 @@ pub struct Key {
     pub algorithm: Algorithm,
     /// The key.
     pub decoding: DecodingKey,
+    jwk: Jwk,
 }
 
 #[derive(Deserialize)]
@@ -77,26 +82,22 @@ struct Document {
 }
 
 impl Jwks {
-    /// Keys from `source`, read again every `ttl`. None are there before [`Jwks::read`].
+    /// Keys from `source`, read again every `ttl`. None are there before [`Jwks::read`]. When they
+    /// change, `news` is told.
     ///
     /// # Errors
     /// When the HTTP client cannot be set up.
-    pub fn new(source: Source, ttl: Duration) -> anyhow::Result<Self> {
-        // The client needs a TLS provider even for plain http; a second installation is refused.
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
-        let client = reqwest::Client::builder()
-            .timeout(FETCH_DEADLINE)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
-        let (current, asked) = (ArcSwap::default(), Mutex::new(None));
+    pub fn new(source: Source, ttl: Duration, news: watch::Sender<()>) -> anyhow::Result<Self> {
+        let reading = Reading {
+            library: Library::new(source)?,
+            began: None,
+        };
         Ok(Self {
-            source,
-            client,
             ttl,
-            current,
-            asked,
+            current: ArcSwap::default(),
+            reading: Mutex::new(reading),
+            waiting: Semaphore::new(WAITING_MAX),
+            news,
         })
     }
 
@@ -106,111 +107,137 @@ impl Jwks {
         self.current.load().version
     }
 
-    /// The key that a token names, and the version of the set it is from. An unknown name makes
-    /// us read the keys again, unless that was just done.
+    /// Whether the issuer still has this key.
+    #[must_use]
+    pub fn has(&self, key: &Arc<Key>) -> bool {
+        let known = self.current.load();
+        known.keys.values().any(|known| Arc::ptr_eq(known, key))
+    }
+
+    /// The key that a token names, and the version of the set it is from. For an unknown name this
+    /// waits until the keys were read after now, by us or by someone else.
     pub async fn find(&self, kid: &str) -> (u64, Option<Arc<Key>>) {
         let known = self.current.load();
         if let Some(key) = known.keys.get(kid) {
             return (known.version, Some(Arc::clone(key)));
         }
         drop(known);
-        let mut asked = self.asked.lock().await;
-        let stale = asked.is_none_or(|last| last.elapsed() >= COOLDOWN);
-        if stale && !self.current.load().keys.contains_key(kid) {
-            *asked = Some(Instant::now());
-            if let Err(error) = self.read().await {
-                warn!(
-                    error = format!("{error:#}"),
-                    "the issuer's keys cannot be read"
-                );
-            }
-        }
-        drop(asked);
-        let now_known = self.current.load();
-        (now_known.version, now_known.keys.get(kid).cloned())
+        self.look_for(kid).await;
+        let known = self.current.load();
+        (known.version, known.keys.get(kid).cloned())
     }
 
-    /// Reads the keys now. On failure those in use stay.
+    /// Reads the keys now, and looks anew where they are. On failure those in use stay.
     ///
     /// # Errors
     /// When the document cannot be read or is none.
     pub async fn read(&self) -> anyhow::Result<()> {
-        let document = match &self.source {
-            Source::File(path) => {
-                let text = tokio::fs::read(path).await;
-                text.with_context(|| format!("read {}", path.display()))?
+        self.read_as(&mut *self.reading.lock().await, true).await
+    }
+
+    /// Reads the keys again every `ttl`, and when an operator asks for it, until the process stops.
+    ///
+    /// # Errors
+    /// Never by itself.
+    pub async fn follow(
+        self: Arc<Self>,
+        snapshots: Arc<Snapshots>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut changes = snapshots.news().subscribe();
+        let mut refreshes = snapshots.load().jwks_refreshes;
+        loop {
+            let pause = match self.read().await {
+                Ok(()) => self.ttl,
+                Err(error) => {
+                    complain(&error);
+                    RETRY_PAUSE.min(self.ttl)
+                }
+            };
+            let due = tokio::time::Instant::now() + pause;
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep_until(due) => break,
+                    _ = changes.changed() => {
+                        let asked = snapshots.load().jwks_refreshes;
+                        if std::mem::replace(&mut refreshes, asked) != asked {
+                            break;
+                        }
+                    }
+                }
             }
-            Source::Url(url) => self
-                .fetch(url)
-                .await
-                .with_context(|| format!("fetch {url}"))?,
+        }
+    }
+
+    async fn look_for(&self, kid: &str) {
+        let arrived = Instant::now();
+        let Ok(_place) = self.waiting.try_acquire() else {
+            return;
         };
-        ensure!(
-            document.len() <= DOCUMENT_MAX_BYTES,
-            "larger than {DOCUMENT_MAX_BYTES} bytes"
-        );
+        let Ok(mut reading) = tokio::time::timeout(PATIENCE, self.reading.lock()).await else {
+            return;
+        };
+        let is_known = self.current.load().keys.contains_key(kid);
+        if is_known || reading.began.is_some_and(|began| began >= arrived) {
+            return;
+        }
+        // Whoever comes meanwhile waits for the lock, and finds that we have read.
+        let rest = reading
+            .began
+            .map(|began| COOLDOWN.saturating_sub(began.elapsed()));
+        tokio::time::sleep(rest.unwrap_or_default()).await;
+        if let Err(error) = self.read_as(&mut reading, false).await {
+            complain(&error);
+        }
+    }
+
+    async fn read_as(&self, reading: &mut Reading, anew: bool) -> anyhow::Result<()> {
+        reading.began = Some(Instant::now());
+        let Some(document) = reading.library.read(anew).await? else {
+            return Ok(());
+        };
         let before = self.current.load();
         if before.version > 0 && before.document == document {
             return Ok(());
         }
-        let keys = parse(&document)?;
+        let mut keys = parse(&document).inspect_err(|_| reading.library.forget())?;
+        for (kid, key) in &mut keys {
+            // The same key stays the same value, by which open streams know that it is there.
+            if let Some(same) = before.keys.get(kid).filter(|old| old.jwk == key.jwk) {
+                *key = Arc::clone(same);
+            }
+        }
         info!(keys = keys.len(), "the issuer's keys are read");
         self.current.store(Arc::new(KeySet {
             version: before.version + 1,
             document,
             keys,
         }));
+        self.news.send_replace(());
         Ok(())
-    }
-
-    /// Reads the keys again every `ttl`, until the process stops.
-    ///
-    /// # Errors
-    /// Never by itself.
-    pub async fn follow(self: Arc<Self>, stop: CancellationToken) -> anyhow::Result<()> {
-        loop {
-            let pause = match self.read().await {
-                Ok(()) => self.ttl,
-                Err(error) => {
-                    warn!(
-                        error = format!("{error:#}"),
-                        "the issuer's keys cannot be read"
-                    );
-                    RETRY_PAUSE.min(self.ttl)
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-    }
-
-    async fn fetch(&self, url: &Url) -> anyhow::Result<Vec<u8>> {
-        let mut response = self
-            .client
-            .get(url.clone())
-            .send()
-            .await?
-            .error_for_status()?;
-        let mut document = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            document.extend_from_slice(&chunk);
-            ensure!(
-                document.len() <= DOCUMENT_MAX_BYTES,
-                "larger than {DOCUMENT_MAX_BYTES} bytes"
-            );
-        }
-        Ok(document)
     }
 }
 
 impl fmt::Debug for Jwks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Jwks")
-            .field("source", &self.source)
+            .field("version", &self.version())
             .finish_non_exhaustive()
     }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key")
+            .field("algorithm", &self.algorithm)
+            .finish_non_exhaustive()
+    }
+}
+
+fn complain(error: &anyhow::Error) {
+    let error = format!("{error:#}");
+    warn!(error, "the issuer's keys cannot be read");
 }
 
 /// The keys of a document that can be used here; others are left out, whatever they are.
@@ -253,16 +280,13 @@ fn usable(jwk: Jwk) -> Option<(String, Arc<Key>)> {
         Some(_) => return None,
     };
     let decoding = DecodingKey::from_jwk(&jwk).ok()?;
-    let kid = jwk.common.key_id?;
-    (for_signatures && stated == algorithm).then(|| {
-        (
-            kid,
-            Arc::new(Key {
-                algorithm,
-                decoding,
-            }),
-        )
-    })
+    let kid = jwk.common.key_id.clone()?;
+    let key = Key {
+        algorithm,
+        decoding,
+        jwk,
+    };
+    (for_signatures && stated == algorithm).then(|| (kid, Arc::new(key)))
 }
 
 #[cfg(test)]
@@ -289,21 +313,25 @@ mod tests {
     #[tokio::test]
     async fn a_failed_reading_leaves_the_keys_in_use() {
         let file = std::env::temp_dir().join(format!("jwks-{}", std::process::id()));
-        std::fs::write(&file, format!(r#"{{"keys":[{ED25519}]}}"#)).unwrap();
-        let jwks = Jwks::new(Source::File(file.clone()), Duration::from_mins(5)).unwrap();
+        let write = |keys: &str| std::fs::write(&file, format!(r#"{{"keys":[{keys}]}}"#)).unwrap();
+        write(ED25519);
+        let source = Source::File(file.clone());
+        let news = watch::Sender::new(());
+        let jwks = Jwks::new(source, Duration::from_mins(5), news).unwrap();
         assert_eq!(jwks.version(), 0);
         let (version, key) = jwks.find("a").await;
-        assert!(version == 1 && key.is_some());
+        let key = key.unwrap();
+        assert_eq!(version, 1);
         std::fs::write(&file, "not json").unwrap();
         assert!(jwks.read().await.is_err());
         assert!(jwks.find("a").await.1.is_some());
-        // The cooldown holds: the new key is not looked for again yet.
-        std::fs::write(
-            &file,
-            format!(r#"{{"keys":[{}]}}"#, ED25519.replace("\"a\"", "\"b\"")),
-        )
-        .unwrap();
-        assert!(jwks.find("b").await.1.is_none());
+        // A new key is waited for; one that stays is still the same.
+        write(&format!("{ED25519},{}", ED25519.replace("\"a\"", "\"b\"")));
+        let (version, new) = jwks.find("b").await;
+        assert!(version == 2 && new.is_some() && jwks.has(&key));
+        write(&ED25519.replace("11qY", "12qY").replace("\"a\"", "\"b\""));
+        jwks.read().await.unwrap();
+        assert!(!jwks.has(&key) && !jwks.has(&new.unwrap()));
         std::fs::remove_file(file).unwrap();
     }
 }

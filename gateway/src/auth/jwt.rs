@@ -14,7 +14,10 @@ use ring::digest;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::{auth::jwks::Jwks, snapshot::Identity};
+use crate::{
+    auth::jwks::{Jwks, Key},
+    snapshot::Identity,
+};
 
 /// Verified tokens that are remembered.
 const CACHE_ENTRIES: usize = 16_384;
@@ -26,14 +29,16 @@ const JTI_MAX_BYTES: usize = 128;
 const CLOCK_SKEW_SECONDS: i64 = 5;
 
 /// A token that was believed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Token {
     /// Its identifier.
     pub jti: String,
     /// Whom it speaks for.
     pub identity: Identity,
-    expires_at: i64,
-    /// Version of the keys under which it was verified.
+    /// When it ends, in seconds of Unix time.
+    pub expires_at: i64,
+    /// The key that signed it, and the version of the set that the key was found in.
+    key: Arc<Key>,
     keys: u64,
 }
 
@@ -154,6 +159,20 @@ impl Tokens {
         Ok(token)
     }
 
+    /// Whether a token that was believed still is: it has not ended, and its key is the issuer's.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn renew(&self, token: &Token, now: Timestamp) -> Result<(), TokenError> {
+        if token.expires_at <= now.as_second() {
+            return Err(TokenError::Expired);
+        }
+        if !self.jwks.has(&token.key) {
+            return Err(TokenError::UnknownKey);
+        }
+        Ok(())
+    }
+
     async fn verify_afresh(&self, text: &str, now: Timestamp) -> Result<Token, TokenError> {
         let header = decode_header(text).map_err(|_| TokenError::Malformed)?;
         if header.crit.is_some() {
@@ -181,6 +200,7 @@ impl Tokens {
             jti,
             identity,
             expires_at,
+            key,
             keys,
         })
     }

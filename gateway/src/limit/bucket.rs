@@ -70,6 +70,12 @@ impl Policy {
         whole(missing / self.per_ms / 1_000.0)
     }
 
+    /// Milliseconds in which an empty bucket fills.
+    #[must_use]
+    pub fn ms_to_fill(&self) -> u64 {
+        whole(self.capacity / self.per_ms)
+    }
+
     fn new(name: &'static str, quota: u32, window_seconds: u32, capacity: u32) -> Self {
         let per_ms = f64::from(quota) / (f64::from(window_seconds) * 1_000.0);
         Self {
@@ -175,6 +181,7 @@ mod tests {
             per_minute,
             burst,
             per_hour,
+            quota: None,
             active_jobs: 1,
             priority: 5,
         }

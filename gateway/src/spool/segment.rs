@@ -32,15 +32,27 @@ pub enum Tail {
 /// When it is larger than [`RECORD_MAX_BYTES`], which no record of ours is.
 #[must_use]
 pub fn frame(record: &[u8]) -> Vec<u8> {
+    frame_with(record.len(), |framed| framed.extend_from_slice(record))
+}
+
+/// As [`frame`], of a record of about `length` bytes that `write` appends.
+///
+/// # Panics
+/// When it is larger than [`RECORD_MAX_BYTES`], which no record of ours is.
+#[must_use]
+pub fn frame_with(length: usize, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut framed = Vec::with_capacity(HEADER_BYTES + length);
+    framed.extend_from_slice(&[0; HEADER_BYTES]);
+    write(&mut framed);
+    let record = &framed[HEADER_BYTES..];
     assert!(
         record.len() <= RECORD_MAX_BYTES,
         "a usage record is a few hundred bytes"
     );
     let length = u32::try_from(record.len()).expect("asserted above");
-    let mut framed = Vec::with_capacity(HEADER_BYTES + record.len());
-    framed.extend_from_slice(&length.to_le_bytes());
-    framed.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
-    framed.extend_from_slice(record);
+    let sum = crc32fast::hash(record);
+    framed[..4].copy_from_slice(&length.to_le_bytes());
+    framed[4..HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
     framed
 }
 

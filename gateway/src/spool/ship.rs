@@ -10,19 +10,15 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use contracts::event::{USAGE_RECORDED, UsageRecorded};
-use futures::{StreamExt as _, stream::FuturesOrdered};
+use contracts::event::USAGE_RECORDED;
 use ops::{config::KafkaOptions, kafka};
-use rdkafka::{
-    message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord},
-};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::spool::{
     Folder, Place, Spool,
+    batch::{Batches, Sent},
     segment::{self, RECORD_MAX_BYTES, Tail},
 };
 
@@ -44,7 +40,6 @@ const CHECKPOINT: &str = "checkpoint";
 pub struct Shipper {
     spool: Arc<Spool>,
     kafka: KafkaOptions,
-    topic: String,
     adopted: Vec<Folder>,
     /// Adopted ones that could not be shipped; they are tried again after the next look.
     set_aside: Vec<Folder>,
@@ -63,11 +58,9 @@ impl Shipper {
     /// Ships `spool` to Kafka.
     #[must_use]
     pub fn new(spool: Arc<Spool>, kafka: KafkaOptions) -> Self {
-        let topic = kafka.topic(USAGE_RECORDED);
         Self {
             spool,
             kafka,
-            topic,
             adopted: Vec::new(),
             set_aside: Vec::new(),
         }
@@ -100,7 +93,7 @@ impl Shipper {
     /// Ships with one producer until it fails; returns when the process stops and nothing is left.
     async fn ship_on(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
         kafka::ensure_topics(&self.kafka, &[USAGE_RECORDED]).await?;
-        let producer = kafka::producer(&self.kafka)?;
+        let producer = Batches::new(&self.kafka, self.kafka.topic(USAGE_RECORDED))?;
         let mut looked: Option<Instant> = None;
         loop {
             if looked.is_none_or(|looked| looked.elapsed() >= ADOPT_EVERY) {
@@ -135,7 +128,7 @@ impl Shipper {
 
     /// Ships one chunk of an adopted folder. One that fails is set aside, so that nothing else
     /// waits for it.
-    async fn ship_adopted(&mut self, producer: &FutureProducer) -> Progress {
+    async fn ship_adopted(&mut self, producer: &Batches) -> Progress {
         let Some(folder) = self.adopted.pop() else {
             return Progress::Done;
         };
@@ -165,7 +158,7 @@ impl Shipper {
     /// and an unfinished last record is cut away.
     async fn ship(
         &self,
-        producer: &FutureProducer,
+        producer: &Batches,
         folder: &Folder,
         end: Option<Place>,
     ) -> anyhow::Result<Progress> {
@@ -181,7 +174,10 @@ impl Shipper {
         let active = end.filter(|end| end.segment == at.segment);
         let bytes = read_from(folder, at, active)?;
         let parsed = segment::parse(&bytes);
-        let (shipped, failure) = self.send(producer, &parsed.records).await;
+        let Sent {
+            acknowledged: shipped,
+            failure,
+        } = producer.send(&parsed.records).await;
         if let Some((_, next)) = shipped.checked_sub(1).map(|last| parsed.records[last]) {
             at.offset += next as u64;
         }
@@ -200,7 +196,7 @@ impl Shipper {
         }
         metrics::counter!("gateway_spool_shipped_total").increment(shipped as u64);
         if let Some(cause) = failure {
-            return Err(cause);
+            return Err(cause.into());
         }
         ensure!(
             active.is_none() || parsed.tail == Tail::End || at != from,
@@ -227,48 +223,6 @@ impl Shipper {
         }
         self.spool.shipped(lost);
         Ok(())
-    }
-
-    /// Sends records; returns how many of the first ones were acknowledged, and what stopped it.
-    async fn send(
-        &self,
-        producer: &FutureProducer,
-        records: &[(&[u8], usize)],
-    ) -> (usize, Option<anyhow::Error>) {
-        let mut acknowledgements = FuturesOrdered::new();
-        for (bytes, _) in records {
-            // A record that cannot be read was not written by us: shipping must not end by it.
-            let event = UsageRecorded::from_value(bytes).and_then(|event| event.record());
-            let sent = event.map(|event| {
-                let mut headers = OwnedHeaders::new();
-                for (key, value) in event.attributes.headers() {
-                    headers = headers.insert(Header {
-                        key,
-                        value: Some(&value),
-                    });
-                }
-                let record = FutureRecord::to(&self.topic)
-                    .key(&event.key)
-                    .payload(&event.value)
-                    .headers(headers);
-                producer.send_result(record).map_err(|(error, _)| error)
-            });
-            acknowledgements.push_back(async move {
-                match sent {
-                    Ok(sent) => sent?.await?.map(|_| ()).map_err(|(error, _)| error)?,
-                    Err(error) => warn!(%error, "a spooled record is no usage record"),
-                }
-                anyhow::Ok(())
-            });
-        }
-        let mut acknowledged = 0;
-        while let Some(outcome) = acknowledgements.next().await {
-            match outcome {
-                Ok(()) => acknowledged += 1,
-                Err(cause) => return (acknowledged, Some(cause)),
-            }
-        }
-        (acknowledged, None)
     }
 }
 

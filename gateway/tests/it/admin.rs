@@ -1,12 +1,6 @@
 //! `gateway admin`, and how soon running gateways follow; revocations and rotated keys.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use futures::future::join_all;
 use ops::testing::eventually;
@@ -15,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     app::{self, App},
-    issuer::Issuer,
+    issuer::{Issuer, Server},
 };
 
 async fn status(app: &App, credential: &str) -> StatusCode {
@@ -87,18 +81,14 @@ async fn tokens_subjects_and_tenants_can_be_revoked() {
     let token = app.issuer.sign(&claims);
     let other = app.issuer.sign(&Issuer::claims(&app.tenant, "jobs:read"));
     assert_eq!(status(&app, &token).await, StatusCode::OK);
-    let client = app.database.pool().get().await.unwrap();
-    let revoke = async |kind: &str, value: &str| {
-        let sql = "INSERT INTO gateway.revocations (kind, value) VALUES ($1, $2)";
-        client.execute(sql, &[&kind, &value]).await.unwrap();
-    };
-    revoke("jti", "token-1").await;
+    let revoke = |kind: &str, value: &str| app.admin(&format!("admin revoke {kind} {value}"));
+    revoke("jti", "token-1");
     becomes(&app, &token, StatusCode::UNAUTHORIZED).await;
     assert_eq!(status(&app, &other).await, StatusCode::OK);
-    revoke("subject", "user_token").await;
+    revoke("subject", "user_token");
     becomes(&app, &other, StatusCode::UNAUTHORIZED).await;
     assert_eq!(status(&app, &app.key).await, StatusCode::OK);
-    revoke("tenant", &app.tenant).await;
+    revoke("tenant", &app.tenant);
     becomes(&app, &app.key, StatusCode::UNAUTHORIZED).await;
 }
 
@@ -118,25 +108,14 @@ async fn a_new_key_of_the_issuer_is_found_when_a_token_names_it() {
 #[tokio::test]
 async fn keys_by_url_are_fetched_once_for_everyone_and_kept_while_the_issuer_is_away() {
     let (first, second) = (Issuer::new("u1"), Issuer::new("u2"));
-    let fetched = Arc::new(AtomicUsize::new(0));
-    let document = Arc::new(Mutex::new(Issuer::jwks(&[&first])));
-    let served = (Arc::clone(&fetched), Arc::clone(&document));
-    let route = axum::routing::get(async move || {
-        served.0.fetch_add(1, Ordering::SeqCst);
-        axum::Json(served.1.lock().unwrap().clone())
-    });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/jwks", listener.local_addr().unwrap());
-    #[expect(clippy::disallowed_methods, reason = "aborted below")]
-    let issuer = tokio::spawn(async move {
-        axum::serve(listener, axum::Router::new().route("/jwks", route)).await
-    });
-    let app = app::start(&[("JWKS_URL", &url)]).await;
+    let server = Server::start(&[&first]).await;
+    let app = app::start(&[("JWKS_URL", &server.jwks_url())]).await;
     let claims = Issuer::claims(&app.tenant, "jobs:read");
     assert_eq!(status(&app, &first.sign(&claims)).await, StatusCode::OK);
-    assert_eq!(fetched.load(Ordering::SeqCst), 1);
-    *document.lock().unwrap() = Issuer::jwks(&[&first, &second]);
-    // Many tokens of the new key, and of keys that nobody has: one fetch.
+    assert_eq!(server.fetched(), [1, 0]);
+    server.publish(&[&first, &second]);
+    // Many tokens of the new key, and of keys that nobody has: one fetch, and perhaps one more for
+    // those that came while it was under way.
     let strangers: Vec<Issuer> = (0..8).map(|n| Issuer::new(&format!("x{n}"))).collect();
     let tokens = strangers
         .iter()
@@ -147,8 +126,13 @@ async fn keys_by_url_are_fetched_once_for_everyone_and_kept_while_the_issuer_is_
         .iter()
         .filter(|status| **status == StatusCode::OK)
         .count();
-    assert_eq!((accepted, fetched.load(Ordering::SeqCst)), (1, 2));
-    issuer.abort();
+    assert_eq!(accepted, 1);
+    assert!(
+        matches!(server.fetched(), [2, 0 | 1]),
+        "{:?}",
+        server.fetched()
+    );
+    server.refuse();
     assert_eq!(status(&app, &first.sign(&claims)).await, StatusCode::OK);
 }
 
@@ -162,7 +146,7 @@ async fn wrong_orders_are_refused_in_words() {
         (
             "admin key revoke key_0197e2a04b7c7d3e8f5a6b7c8d9e0f1a",
             1,
-            "there is no key",
+            "There is no key",
         ),
         (
             "admin key create --tenant nonsense --scopes jobs:read",

@@ -260,16 +260,6 @@ async fn ambiguous_requests_are_refused_and_the_connection_closed() {
         tunnel.contains(" 400 ") && tunnel.contains("INVALID_REQUEST"),
         "{tunnel}"
     );
-    let long = format!(
-        "GET /v1/jobs?{} HTTP/1.1\r\nHost: a\r\n\r\n",
-        "q".repeat(9_000)
-    );
-    assert!(raw(&app, long.as_bytes()).await.contains(" 400 "));
-    let many = format!(
-        "GET /v1/jobs HTTP/1.1\r\nHost: a\r\n{}\r\n",
-        "A: b\r\n".repeat(120)
-    );
-    assert!(raw(&app, many.as_bytes()).await.contains(" 400 "));
     assert_eq!(app.upstreams.seen.count(), 0);
 }
 

@@ -1,57 +1,15 @@
 //! Rate limits: the published headers, the refusal, the recovery, and the way on without Redis.
 
-use std::{
-    net::SocketAddr,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use ops::testing::{TestProcess, eventually, free_address};
+use ops::testing::eventually;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::json;
 
-use crate::app::{self, App, problem};
-
-struct Redis {
-    process: TestProcess,
-    address: SocketAddr,
-}
-
-impl Redis {
-    fn start() -> Self {
-        let address = free_address();
-        Self {
-            process: Self::run(address),
-            address,
-        }
-    }
-
-    fn run(address: SocketAddr) -> TestProcess {
-        let port = address.port().to_string();
-        TestProcess::start(
-            Command::new("redis-server")
-                .args([
-                    "--port",
-                    &port,
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                    "--appendonly",
-                    "no",
-                ])
-                .stdout(Stdio::null()),
-        )
-    }
-
-    fn restart(&mut self) {
-        self.process = Self::run(self.address);
-    }
-
-    fn url(&self) -> String {
-        format!("redis://{}", self.address)
-    }
-}
+use crate::{
+    app::{self, App, problem},
+    redis,
+};
 
 fn number(response: &Response, name: &str) -> i64 {
     response.headers()[name].to_str().unwrap().parse().unwrap()
@@ -135,13 +93,13 @@ async fn two_gateways_share_one_limit() {
 
 #[tokio::test]
 async fn without_redis_requests_go_on_within_this_gateways_share() {
-    let mut redis = Redis::start();
+    let mut redis = redis::Server::start().await;
     let url = redis.url();
     let plan = "--per-minute 6000 --burst 100 --per-hour 1000000";
     let changes = [("REDIS_URL", url.as_str()), ("GATEWAYS_MAX", "2")];
     let app = app::start_with_plan(&changes, plan).await;
     counted(&app).await;
-    redis.process.kill();
+    redis.kill();
     let started = Instant::now();
     let (mut admitted, mut slowest) = (0_u32, Duration::ZERO);
     while started.elapsed() < Duration::from_secs(3) {
@@ -171,7 +129,7 @@ async fn without_redis_requests_go_on_within_this_gateways_share() {
         .map(|request| request.headers["idempotency-key"].clone())
         .collect();
     assert_eq!(keys, ["k", "k"]);
-    redis.restart();
+    redis.restart().await;
     eventually("Redis counts again", Duration::from_secs(10), async || {
         app.submit("k2", "a").await;
         let again = app.submit("k2", "a").await;

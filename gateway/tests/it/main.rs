@@ -3,18 +3,45 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod abuse;
 mod admin;
 mod app;
 mod bad_input;
+mod cut;
+mod fleet;
+mod frames;
+mod freshness;
+mod http2;
 mod idempotency;
 mod issuer;
+mod keys;
 mod life;
 mod limits;
+mod load;
+mod matrix;
+mod memory;
 mod passage;
+mod quota;
+mod raw;
+mod reauthorised;
+mod recorder;
+mod redis;
 mod rollout;
 mod routes;
+mod shared_limits;
+mod signatures;
 mod spool;
 mod streams;
+mod strict;
+mod tenants;
+mod tls;
+mod tokens;
 mod unnoticed;
 mod unwell;
 mod upstream;
+
+/// How long a fault lasts: as an issue words it where `JOBSEAL_LONG` is set, else short.
+fn seconds(long: u64, short: u64) -> std::time::Duration {
+    let is_long = std::env::var_os("JOBSEAL_LONG").is_some();
+    std::time::Duration::from_secs(if is_long { long } else { short })
+}

@@ -36,7 +36,7 @@ use tokio::{
 
 /// What reached one upstream.
 #[derive(Clone, Default)]
-pub(crate) struct Seen(Arc<Mutex<Vec<Request>>>);
+pub(crate) struct Seen(Arc<Mutex<Vec<Request>>>, Arc<AtomicUsize>);
 
 /// One request as it arrived.
 #[derive(Clone)]
@@ -112,6 +112,11 @@ impl Seen {
         self.0.lock().unwrap().len()
     }
 
+    /// Has metering say that so many compute units were used in the month.
+    pub(crate) fn used(&self, units: usize) {
+        self.1.store(units, Ordering::SeqCst);
+    }
+
     /// The last one that arrived.
     pub(crate) fn last(&self) -> Request {
         self.all().pop().expect("something reached the upstream")
@@ -178,6 +183,7 @@ fn routes(seen: Seen) -> Router {
     Router::new()
         .route("/v1/jobs", post(submit).get(echo))
         .route("/v1/jobs/{job_id}/events", get(events))
+        .route("/v1/usage", get(usage))
         .route("/v1/webhooks/endpoints", post(secret).get(echo))
         .route("/v1/{*rest}", any(echo))
         .with_state(seen)
@@ -202,7 +208,10 @@ impl FromRequest<Seen> for Noted {
             body,
             claims,
         };
-        seen.0.lock().unwrap().push(request.clone());
+        // What the gateway asks by itself, nobody sent.
+        if request.claims.subject.as_str() != "gateway" {
+            seen.0.lock().unwrap().push(request.clone());
+        }
         Ok(Self(request))
     }
 }
@@ -218,15 +227,27 @@ async fn submit(Noted(request): Noted) -> Response {
         tokio::time::sleep(Duration::from_millis(milliseconds.parse().unwrap())).await;
     }
     let id = JobId::generate(Clock::system().now());
+    if text == "streamed" {
+        // Of a length that is not announced.
+        let parts = ["{\"job_id\":\"", &id.to_string(), "\"}"].map(str::to_owned);
+        let stream = futures::stream::iter(parts.map(Ok::<_, std::io::Error>));
+        let headers = [
+            ("content-type", "application/json"),
+            ("location", "/v1/jobs/x"),
+        ];
+        return (StatusCode::ACCEPTED, headers, Body::from_stream(stream)).into_response();
+    }
     let filling = if text == "big" {
         "x".repeat(100_000)
     } else {
         String::new()
     };
-    let headers = [
-        ("location", format!("/v1/jobs/{id}")),
-        ("server", "upstream/1".to_owned()),
-    ];
+    let mut headers = HeaderMap::new();
+    headers.insert("location", format!("/v1/jobs/{id}").parse().unwrap());
+    headers.insert("server", "upstream/1".parse().unwrap());
+    if text == "known" {
+        headers.insert("idempotency-replayed", "true".parse().unwrap());
+    }
     let body = json!({ "job_id": id, "status": "PENDING", "filling": filling });
     (StatusCode::ACCEPTED, headers, axum::Json(body)).into_response()
 }
@@ -238,6 +259,20 @@ async fn secret(_: Noted) -> Response {
 
 async fn echo(Noted(request): Noted) -> Response {
     axum::Json(json!({ "claims": request.claims })).into_response()
+}
+
+/// What metering says of the month.
+async fn usage(extract::State(seen): extract::State<Seen>, Noted(request): Noted) -> Response {
+    let units = seen.1.load(Ordering::SeqCst).to_string();
+    let (from, to) = ("2026-11-01T00:00:00Z", "2026-11-02T00:00:00Z");
+    let total = json!({
+        "meter": "JOB_SUBMISSION", "unit": "COMPUTE_UNIT", "quantity": units, "events": 1,
+    });
+    axum::Json(json!({
+        "tenant_id": request.claims.tenant, "from": from, "to": to, "granularity": "month",
+        "as_of": null, "data": [], "totals": [total],
+    }))
+    .into_response()
 }
 
 /// Three text messages, then an echo until the client closes.
@@ -253,7 +288,8 @@ async fn talk(mut socket: WebSocket) {
     }
 }
 
-/// Three events, the later two only after a while; a job's id may ask for more, or for silence.
+/// Three events, the later two only after a while; a job's id may ask for more, for silence, or for
+/// none at all.
 async fn events(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     Noted(request): Noted,
@@ -262,8 +298,9 @@ async fn events(
         return upgrade.on_upgrade(talk);
     }
     let (count, pause) = match request.target.split('/').nth(3) {
+        Some("job_settled") => return StatusCode::NO_CONTENT.into_response(),
         Some("job_endless") => (u64::MAX, Duration::from_millis(50)),
-        Some("job_silent") => (2, Duration::from_mins(5)),
+        Some("job_silent" | "job_idle") => (2, Duration::from_mins(5)),
         _ => (3, Duration::from_millis(300)),
     };
     let stream = futures::stream::iter(1..=count).then(move |number| async move {

@@ -1,0 +1,22 @@
+//! A spool's file: what is read of it is what was written there, and nothing after damage.
+
+#![no_main]
+
+use gateway::spool::segment::{Tail, frame, parse};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let parsed = parse(bytes);
+    let mut written = Vec::new();
+    for (record, end) in &parsed.records {
+        written.extend(frame(record));
+        assert_eq!(written.len(), *end);
+    }
+    assert_eq!(&bytes[..written.len()], &written[..]);
+    assert_eq!(parsed.tail == Tail::End, written.len() == bytes.len());
+    // A record written after whatever is there is found where that ends cleanly.
+    if !bytes.is_empty() && bytes.len() <= 64 * 1_024 && parsed.tail == Tail::End {
+        let longer = [bytes, &frame(bytes)].concat();
+        assert_eq!(parse(&longer).records.len(), parsed.records.len() + 1);
+    }
+});

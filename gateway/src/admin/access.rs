@@ -1,0 +1,160 @@
+//! What operators change of tenants, plans and what is believed, one function a statement.
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
+use contracts::id::{Subject, TenantId};
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use tokio_postgres::GenericClient;
+
+use super::{PlanChange, tables::explain};
+use crate::store;
+
+/// Longest `jti` that can be revoked.
+const JTI_MAX_BYTES: usize = 128;
+
+/// What credentials can be revoked by, beside their own id.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Kind {
+    /// One token, by its `jti`.
+    Jti,
+    /// All tokens and keys of a subject, in whatever tenant.
+    Subject,
+    /// All tokens and keys of a tenant.
+    Tenant,
+}
+
+impl Kind {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Jti => "jti",
+            Self::Subject => "subject",
+            Self::Tenant => "tenant",
+        }
+    }
+
+    /// A value that could never match would only look like a revocation.
+    fn check(self, value: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Jti => ensure!(
+                (1..=JTI_MAX_BYTES).contains(&value.len()),
+                "a jti has 1 to {JTI_MAX_BYTES} bytes"
+            ),
+            Self::Subject => drop(value.parse::<Subject>()?),
+            Self::Tenant => drop(value.parse::<TenantId>()?),
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn revoke(
+    client: &impl GenericClient,
+    kind: Kind,
+    value: &str,
+) -> anyhow::Result<Value> {
+    kind.check(value)?;
+    let sql = "-- gateway.revoke\n\
+               INSERT INTO gateway.revocations (kind, value) VALUES ($1, $2)\n\
+               ON CONFLICT DO NOTHING";
+    client.execute(sql, &[&kind.as_str(), &value]).await?;
+    Ok(json!({ "revoked": kind.as_str(), "value": value }))
+}
+
+pub(super) async fn restore(
+    client: &impl GenericClient,
+    kind: Kind,
+    value: &str,
+) -> anyhow::Result<Value> {
+    let sql = "-- gateway.restore\n\
+               DELETE FROM gateway.revocations WHERE kind = $1 AND value = $2";
+    let deleted = client.execute(sql, &[&kind.as_str(), &value]).await?;
+    ensure!(deleted == 1, "{} {value} is not revoked", kind.as_str());
+    Ok(json!({ "restored": kind.as_str(), "value": value }))
+}
+
+/// Makes every gateway read the issuer's keys now.
+pub(super) async fn refresh_jwks(client: &impl GenericClient) -> anyhow::Result<Value> {
+    let sql = "-- gateway.refresh_jwks\n\
+               WITH told AS (SELECT pg_notify('gateway_changes', ''))\n\
+               UPDATE gateway.changes\n    \
+               SET version = version + 1, jwks_refreshes = jwks_refreshes + 1\n\
+               FROM told";
+    client.execute(sql, &[]).await?;
+    Ok(json!({ "jwks": "refresh" }))
+}
+
+pub(super) async fn set_plan(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    plan: &str,
+) -> anyhow::Result<Value> {
+    let sql = "-- gateway.set_plan\nUPDATE gateway.tenants SET plan = $2 WHERE id = $1";
+    let updated = client.execute(sql, &[&tenant.uuid(), &plan]).await;
+    require_one(explain(updated, &format!("plan {plan}"))?, tenant)?;
+    Ok(json!({ "tenant_id": tenant, "plan": plan }))
+}
+
+pub(super) async fn set_allowed(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    networks: &[IpNet],
+) -> anyhow::Result<Value> {
+    let sql = "-- gateway.set_allowed\nUPDATE gateway.tenants SET allowed = $2 WHERE id = $1";
+    let allowed: Vec<String> = networks.iter().map(ToString::to_string).collect();
+    let updated = client.execute(sql, &[&tenant.uuid(), &allowed]).await;
+    require_one(explain(updated, "the list of networks")?, tenant)?;
+    Ok(json!({ "tenant_id": tenant, "allowed": allowed }))
+}
+
+pub(super) async fn set_signed(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    signed: bool,
+) -> anyhow::Result<Value> {
+    // Without a key to sign with, the tenant would be locked out.
+    let sql = "-- gateway.set_signed\n\
+               UPDATE gateway.tenants SET signed = $2 WHERE id = $1 AND (NOT $2 OR EXISTS (\n    \
+               SELECT FROM gateway.signing_keys WHERE tenant_id = $1\n    \
+               AND (expires_at IS NULL OR expires_at > clock_timestamp())))";
+    let updated = client.execute(sql, &[&tenant.uuid(), &signed]).await?;
+    ensure!(
+        updated == 1,
+        "there is no tenant {tenant} with a signing key: create one first"
+    );
+    Ok(json!({ "tenant_id": tenant, "signed": signed }))
+}
+
+/// Changes what is given of a plan, for all its tenants.
+pub(super) async fn update_plan(
+    client: &impl GenericClient,
+    change: &PlanChange,
+) -> anyhow::Result<Value> {
+    let sql = "-- gateway.update_plan\n\
+               UPDATE gateway.plans SET per_minute = COALESCE($2, per_minute),\n    \
+               burst = COALESCE($3, burst), per_hour = COALESCE($4, per_hour),\n    \
+               active_jobs = COALESCE($5, active_jobs), priority = COALESCE($6, priority)\n\
+               WHERE name = $1\n\
+               RETURNING name, per_minute, burst, per_hour, active_jobs, priority";
+    let PlanChange {
+        name,
+        per_minute,
+        burst,
+        per_hour,
+        active_jobs,
+        priority,
+    } = change;
+    let updated = client
+        .query_opt(
+            sql,
+            &[name, per_minute, burst, per_hour, active_jobs, priority],
+        )
+        .await;
+    let row = explain(updated, &format!("plan {name}"))?;
+    let row = row.with_context(|| format!("there is no plan {name}"))?;
+    Ok(super::plan_json(&store::plan(&row)?))
+}
+
+fn require_one(updated: u64, tenant: TenantId) -> anyhow::Result<()> {
+    ensure!(updated == 1, "there is no tenant {tenant}");
+    Ok(())
+}

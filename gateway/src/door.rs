@@ -1,0 +1,344 @@
+//! The public listener: how many may be connected, who they are by TLS, and a request's head as
+//! bytes, within its time and size, before Pingora reads it.
+//!
+//! Pingora by itself waits for a head for as long as a byte comes now and then, keeps up to 1 MiB
+//! of it, and does not bound connections. So each connection is served here, in its own loop.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use contracts::problem::{Code, Problem};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ops::clock::Clock;
+use pingora::{
+    apps::{HttpPersistentSettings, HttpServerApp as _, ServerApp},
+    prelude::timeout,
+    protocols::{ALPN, Stream, http::ServerSession},
+    proxy::HttpProxy,
+    server::ShutdownWatch,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tracing::{debug, warn};
+
+use crate::{
+    abuse::Abuse,
+    config::{self, edge::EdgeOptions},
+    ctx::Ctx,
+    door::{head::Fault, tls::Tls},
+    drain::Drain,
+    proxy::Gateway,
+    reject,
+    sight::Sight,
+};
+
+mod h2;
+pub(crate) mod head;
+pub(crate) mod open;
+pub mod tls;
+
+/// A client's connection is closed after so many requests, so that clients spread over gateways.
+pub(crate) const REQUESTS_PER_CONNECTION: u32 = 10_000;
+/// What is read of a head at once.
+const READ_BYTES: usize = 4 * 1_024;
+/// How long, and for how many bytes, a refused client that is still sending is heard: closing at
+/// once would take the answer away from it.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_MAX_BYTES: usize = 64 * 1_024;
+/// Most clients beyond the limit of connections that are told so at once; others are cut off.
+const TOLD_MAX: usize = 64;
+/// Open files that are not of clients: stores, brokers, the spool.
+const OTHER_FILES: usize = 256;
+/// When a client that found no place may come again, in seconds.
+const CROWDED_SECONDS: u64 = 1;
+/// What every HTTP/2 connection begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves connections.
+pub struct Door {
+    proxy: Arc<HttpProxy<Gateway>>,
+    tls: Option<Arc<Tls>>,
+    h2c: bool,
+    head_deadline: Duration,
+    connections: Arc<AtomicUsize>,
+    connections_max: usize,
+    hall: Hall,
+}
+
+/// What a refusal before the proxy needs of it.
+pub struct Hall {
+    /// The time.
+    pub clock: Clock,
+    /// Metrics and the log line.
+    pub sight: Arc<Sight>,
+    /// Who is being served.
+    pub drain: Drain,
+    /// Who did wrong.
+    pub abuse: Arc<Abuse>,
+}
+
+/// A place among the connections.
+struct Place {
+    of: Arc<AtomicUsize>,
+    /// How many there were with it.
+    number: usize,
+}
+
+/// Why there is no head to serve.
+enum Ended {
+    /// The client left, was idle for too long, or we leave.
+    Gone,
+    /// It is told why.
+    Refused(Fault),
+}
+
+impl Door {
+    /// A door to `proxy` that is as wide as `options` say.
+    #[must_use]
+    pub fn new(
+        proxy: HttpProxy<Gateway>,
+        tls: Option<Arc<Tls>>,
+        options: &EdgeOptions,
+        hall: Hall,
+    ) -> Self {
+        Self {
+            proxy: Arc::new(proxy),
+            tls,
+            h2c: options.h2c,
+            head_deadline: options.head_deadline(),
+            connections: Arc::default(),
+            connections_max: affordable(options.connections_max),
+            hall,
+        }
+    }
+
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<()> {
+        let _open = self.hall.drain.connection();
+        let place = Place::take(&self.connections);
+        if place.number > self.connections_max {
+            metrics::counter!("gateway_connections_refused_total").increment(1);
+            // Who speaks TLS could not read it, and telling takes a place too.
+            if self.tls.is_none() && place.number <= self.connections_max + TOLD_MAX {
+                self.refuse(stream, Fault::Crowded).await;
+            }
+            return None;
+        }
+        let mut stream = match &self.tls {
+            Some(tls) => timeout(self.head_deadline, tls.accept(stream))
+                .await
+                .ok()??,
+            None => stream,
+        };
+        let mut modern = stream.selected_alpn_proto() == Some(ALPN::H2);
+        if self.h2c && self.tls.is_none() {
+            let mut first = [0; PREFACE.len()];
+            let peek = timeout(self.head_deadline, stream.try_peek(&mut first)).await;
+            modern = matches!(peek.ok()?, Ok(true)) && first == *PREFACE;
+        }
+        if modern {
+            h2::serve(&self.proxy, stream, shutdown, self.head_deadline).await;
+        } else {
+            self.http1(stream, shutdown).await;
+        }
+        None
+    }
+
+    /// One request after another, as Pingora would serve them but for the reading of heads.
+    async fn http1(&self, mut stream: Stream, shutdown: &ShutdownWatch) {
+        let mut settings = None;
+        let mut idle = self.head_deadline;
+        loop {
+            let head = match self.head(&mut stream, idle).await {
+                Ok(head) => head,
+                Err(Ended::Gone) => return,
+                Err(Ended::Refused(fault)) => return self.refuse(stream, fault).await,
+            };
+            let mut session = ServerSession::new_http1(stream);
+            if let Some(settings) = settings.take() {
+                HttpPersistentSettings::apply_to_session(settings, &mut session);
+            } else {
+                session.set_keepalive(Some(config::CLIENT_IDLE_SECONDS));
+                session.set_keepalive_reuses_remaining(Some(REQUESTS_PER_CONNECTION));
+            }
+            session.set_pipelined_prefix(head);
+            let reused = self.proxy.process_new_http(session, shutdown).await;
+            let Some(reused) = reused else { return };
+            (stream, settings) = reused.consume();
+            idle = Duration::from_secs(config::CLIENT_IDLE_SECONDS);
+        }
+    }
+
+    /// Reads the next head whole, and what came with it.
+    async fn head(&self, stream: &mut Stream, idle: Duration) -> Result<BytesMut, Ended> {
+        let mut bytes = BytesMut::with_capacity(READ_BYTES);
+        // Also while we leave: a request that is on its way is served, and its answer says
+        // `Connection: close`. `Drain` decides how long that may take.
+        let first = timeout(idle, stream.read_buf(&mut bytes)).await;
+        if !matches!(first, Ok(Ok(read)) if read > 0) {
+            return Err(Ended::Gone);
+        }
+        let mut end = head::end(&bytes, 0)?;
+        if end.is_none() {
+            let rest = async {
+                while end.is_none() {
+                    let seen = bytes.len();
+                    if !matches!(stream.read_buf(&mut bytes).await, Ok(read) if read > 0) {
+                        return Err(Ended::Gone);
+                    }
+                    end = head::end(&bytes, seen)?;
+                }
+                Ok(())
+            };
+            // One deadline for all of it, however often a byte comes.
+            let rest = timeout(self.head_deadline, rest).await;
+            rest.map_err(|_| Ended::Refused(Fault::Late))??;
+        }
+        head::check(&bytes[..end.unwrap_or(0)])?;
+        Ok(bytes)
+    }
+
+    /// Answers a problem and closes, since nobody knows where the next request would begin.
+    async fn refuse(&self, mut stream: Stream, fault: Fault) {
+        let Hall {
+            clock,
+            sight,
+            drain,
+            abuse,
+        } = &self.hall;
+        let mut ctx = Ctx::new(clock.now(), drain.enter());
+        let problem = fault.problem();
+        let digest = stream.get_socket_digest();
+        let peer = digest.as_ref().and_then(|digest| digest.peer_addr());
+        ctx.address = peer
+            .and_then(|address| address.as_inet())
+            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| {
+                address.ip().to_canonical()
+            });
+        ctx.status = problem.status().as_u16();
+        ctx.code = Some(problem.code());
+        let problem = problem.at("", Some(ctx.request_id), clock.now());
+        let bytes = reject::whole(&problem, ctx.request_id);
+        let tell = async {
+            stream.write_all(&bytes).await?;
+            stream.flush().await?;
+            tokio::io::AsyncWriteExt::shutdown(&mut stream).await?;
+            let mut heard = BytesMut::with_capacity(READ_BYTES);
+            let mut left = LINGER_MAX_BYTES;
+            while left > 0 {
+                heard.clear();
+                match stream.read_buf(&mut heard).await? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        if let Ok(Err(error)) = tokio::time::timeout(LINGER, tell).await {
+            debug!(%error, "a refused client left");
+        }
+        if fault != Fault::Crowded {
+            abuse.malformed(ctx.address);
+        }
+        sight.note(&ctx, "", "");
+    }
+}
+
+impl Place {
+    fn take(of: &Arc<AtomicUsize>) -> Self {
+        let number = of.fetch_add(1, Ordering::AcqRel) + 1;
+        let of = Arc::clone(of);
+        Self { of, number }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.of.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl From<Fault> for Ended {
+    fn from(fault: Fault) -> Self {
+        Self::Refused(fault)
+    }
+}
+
+impl Fault {
+    /// What the client is told.
+    pub(crate) fn problem(self) -> Problem {
+        match self {
+            Self::Malformed(detail) => Problem::new(Code::InvalidRequest, detail),
+            Self::Target => Problem::new(
+                Code::TargetTooLong,
+                format!(
+                    "The target may have at most {} bytes.",
+                    config::TARGET_MAX_BYTES
+                ),
+            ),
+            Self::Fields => Problem::new(
+                Code::HeadersTooLarge,
+                format!(
+                    "There may be {} headers in {} bytes.",
+                    config::HEADERS_MAX,
+                    config::HEADERS_MAX_BYTES
+                ),
+            ),
+            Self::Late => Problem::new(
+                Code::RequestTimeout,
+                "The headers were not received in time.",
+            ),
+            Self::Crowded => Problem::new(
+                Code::ServiceUnavailable,
+                "There are too many connections at the moment.",
+            )
+            .with_retry_after(CROWDED_SECONDS),
+        }
+    }
+}
+
+/// As many of `wanted` connections as there may be open files for, each having one upstream too.
+fn affordable(wanted: usize) -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return wanted;
+    };
+    // A shell's customary limit is low and may be raised by anyone.
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let files = usize::try_from(if raised { hard } else { soft }).unwrap_or(usize::MAX);
+    let most = wanted.min(files.saturating_sub(OTHER_FILES) / 2);
+    if most < wanted {
+        warn!(
+            wanted,
+            most, "the limit of open files bounds the connections"
+        );
+    }
+    most
+}
+
+#[async_trait]
+impl ServerApp for Door {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        self.serve(stream, shutdown).await;
+        None
+    }
+
+    // `cleanup` does nothing, on purpose: the proxy's would drop idle connections.
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Door")
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,125 @@
+//! HTTP/2: its limits, and the loop that takes the requests of one connection.
+//!
+//! Beyond what the `h2` crate bounds by itself (CONTINUATION, SETTINGS and PING floods, resets of
+//! streams that nobody took yet), a client that opens and resets streams is bounded here: what it
+//! left running may be no more than a few times what it may have open.
+
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+
+use pingora::{
+    apps::HttpServerApp as _,
+    prelude::{sleep, timeout},
+    protocols::{
+        Digest, Stream,
+        http::{
+            ServerSession,
+            v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake},
+        },
+    },
+    proxy::HttpProxy,
+    server::ShutdownWatch,
+};
+use tokio::task::coop::consume_budget;
+use tokio_util::task::TaskTracker;
+
+use crate::{config, door::REQUESTS_PER_CONNECTION, proxy::Gateway};
+
+/// Most streams that a client may have open on a connection.
+const STREAMS_MAX: u32 = 100;
+/// Most requests of one connection that are worked on, those of reset streams included.
+const WORK_MAX: usize = 3 * STREAMS_MAX as usize;
+/// Malformed requests that a connection may bring before it is closed.
+const MALFORMED_MAX: u32 = 32;
+/// Of the 128 reads and writes that tokio lets a task do in one turn, those that a connection goes
+/// without.
+const SPARED_OF_A_TURN: u32 = 120;
+/// Answer bytes that wait for a client to take them, by stream.
+const SEND_BUFFER_BYTES: usize = 64 * 1_024;
+
+/// Serves one connection to its end.
+pub(super) async fn serve(
+    proxy: &Arc<HttpProxy<Gateway>>,
+    stream: Stream,
+    shutdown: &ShutdownWatch,
+    deadline: Duration,
+) {
+    let digest = Arc::new(Digest {
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
+    });
+    let Ok(Ok(mut connection)) = timeout(deadline, handshake(stream, Some(options()))).await else {
+        return;
+    };
+    let mut stopping = shutdown.clone();
+    let (mut leaving, mut served, mut malformed) = (false, 0, 0);
+    // Requests outlive the connection: what they began is finished and kept.
+    let requests = TaskTracker::new();
+    requests.close();
+    loop {
+        let idle = async {
+            requests.wait().await;
+            sleep(Duration::from_secs(config::CLIENT_IDLE_SECONDS)).await;
+        };
+        let accepted = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|begun| *begun), if !leaving => {
+                connection.graceful_shutdown();
+                leaving = true;
+                continue;
+            }
+            accepted = briefly(HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest))) => {
+                accepted
+            }
+            () = idle => return,
+        };
+        match accepted {
+            Err(_) | Ok(None) => return,
+            Ok(Some(H2Accept::Rejected)) => {
+                malformed += 1;
+                if malformed == MALFORMED_MAX {
+                    return;
+                }
+            }
+            Ok(Some(H2Accept::Session(session))) => {
+                served += 1;
+                if served == REQUESTS_PER_CONNECTION {
+                    connection.graceful_shutdown();
+                }
+                if requests.len() >= WORK_MAX {
+                    metrics::counter!("gateway_http2_floods_total").increment(1);
+                    return;
+                }
+                let (proxy, shutdown) = (Arc::clone(proxy), shutdown.clone());
+                requests.spawn(async move {
+                    let session = ServerSession::new_http2(session);
+                    proxy.process_new_http(session, &shutdown).await;
+                });
+            }
+        }
+    }
+}
+
+/// Polls with a small share of what a task may read in one turn. Frames of a few bytes cost so much
+/// more than their bytes that a whole turn of them would keep others waiting.
+async fn briefly<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        for _ in 0..SPARED_OF_A_TURN {
+            if pin!(consume_budget()).poll(context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        work.as_mut().poll(context)
+    })
+    .await
+}
+
+fn options() -> H2Options {
+    let mut options = default_h2_options();
+    options.max_concurrent_streams(STREAMS_MAX);
+    options.max_header_list_size(u32::try_from(config::HEADERS_MAX_BYTES).unwrap_or(u32::MAX));
+    options.max_send_buffer_size(SEND_BUFFER_BYTES);
+    options
+}

@@ -1,0 +1,128 @@
+//! Sends spooled records to Kafka a batch at a time. Only failures are told one by one: what is not
+//! told, once nothing is under way, was acknowledged. A report and a future for each record would
+//! cost more than sending it.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use contracts::event::{EventError, UsageRecorded};
+use ops::{
+    config::{BadConfig, KafkaOptions},
+    kafka,
+};
+use rdkafka::{
+    ClientContext,
+    error::KafkaError,
+    message::{DeliveryResult, Header, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
+};
+use tracing::warn;
+
+/// How often it is looked whether a batch is through; about a broker's time for one.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// A producer of batches, one at a time.
+pub(crate) struct Batches {
+    producer: BaseProducer<Failures>,
+    topic: String,
+}
+
+/// What became of a batch.
+pub(crate) struct Sent {
+    /// So many of the first records are in Kafka.
+    pub(crate) acknowledged: usize,
+    /// What kept the others out.
+    pub(crate) failure: Option<KafkaError>,
+}
+
+/// The first record of the present batch that failed, by its number.
+#[derive(Default)]
+struct Failures(Mutex<Option<(usize, KafkaError)>>);
+
+impl ClientContext for Failures {}
+
+impl ProducerContext for Failures {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        if let Err((error, _)) = result {
+            self.note(number, error.clone());
+        }
+    }
+}
+
+impl Failures {
+    fn note(&self, number: usize, error: KafkaError) {
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(before, _)| number < *before) {
+            *first = Some((number, error));
+        }
+    }
+
+    fn take(&self) -> Option<(usize, KafkaError)> {
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        first.take()
+    }
+}
+
+impl Batches {
+    /// Connects in the background.
+    pub(crate) fn new(options: &KafkaOptions, topic: String) -> Result<Self, BadConfig> {
+        let producer = kafka::batch_producer(options, Failures::default())?;
+        Ok(Self { producer, topic })
+    }
+
+    /// Sends records and waits until each is acknowledged or has failed. After a failure the
+    /// producer refuses all that follow and must be made anew.
+    pub(crate) async fn send(&self, records: &[(&[u8], usize)]) -> Sent {
+        for (number, (bytes, _)) in records.iter().enumerate() {
+            if let Err(error) = self.enqueue(number, bytes) {
+                self.producer.context().note(number, error);
+                break;
+            }
+        }
+        loop {
+            self.producer.poll(Duration::ZERO);
+            // Counts what waits to be told, too; each record ends by its own timeout.
+            if self.producer.in_flight_count() == 0 {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let failed = self.producer.context().take();
+        Sent {
+            acknowledged: failed.as_ref().map_or(records.len(), |(number, _)| *number),
+            failure: failed.map(|(_, error)| error),
+        }
+    }
+
+    fn enqueue(&self, number: usize, bytes: &[u8]) -> Result<(), KafkaError> {
+        let (key, headers) = match describe(bytes) {
+            Ok(described) => described,
+            // It was not written by us: shipping must not end by it.
+            Err(error) => {
+                warn!(%error, "a spooled record is no usage record");
+                return Ok(());
+            }
+        };
+        let record = BaseRecord::with_opaque_to(&self.topic, number)
+            .key(&key)
+            .payload(bytes)
+            .headers(headers);
+        self.producer.send(record).map_err(|(error, _)| error)
+    }
+}
+
+/// The key and the headers of a record; its value is the bytes as they are.
+fn describe(bytes: &[u8]) -> Result<(String, OwnedHeaders), EventError> {
+    let event = UsageRecorded::from_value(bytes)?;
+    let attributes = event.attributes()?;
+    let mut headers = OwnedHeaders::new();
+    for (key, value) in &attributes.headers() {
+        let value = Some(value);
+        headers = headers.insert(Header { key, value });
+    }
+    Ok((event.tenant_id, headers))
+}

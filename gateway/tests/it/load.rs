@@ -1,0 +1,68 @@
+//! What is measured under load: a client's latencies, and the gateway's memory.
+
+use std::time::{Duration, Instant};
+
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
+use crate::{app::App, raw};
+
+/// How often a victim asks: often enough for a slowest hundredth, too seldom to be the load.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A client that asks one thing after another on one connection.
+pub(crate) struct Victim {
+    stream: TcpStream,
+    request: Vec<u8>,
+}
+
+/// How it fared.
+pub(crate) struct Measured {
+    pub(crate) requests: usize,
+    pub(crate) p99: Duration,
+}
+
+impl Victim {
+    pub(crate) async fn connect(app: &App) -> Self {
+        let request = format!(
+            "GET /v1/jobs HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\r\n",
+            app.key
+        );
+        Self {
+            stream: TcpStream::connect(app.listen).await.unwrap(),
+            request: request.into_bytes(),
+        }
+    }
+
+    /// Asks for as long as `time`; each answer must be a good one.
+    pub(crate) async fn measure(&mut self, time: Duration) -> Measured {
+        let (begun, mut took) = (Instant::now(), Vec::new());
+        while begun.elapsed() < time {
+            let asked = Instant::now();
+            self.stream.write_all(&self.request).await.unwrap();
+            let answer = raw::answer(&mut self.stream).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            took.push(asked.elapsed());
+            tokio::time::sleep(PAUSE).await;
+        }
+        took.sort_unstable();
+        let p99 = took[took.len() * 99 / 100];
+        Measured {
+            requests: took.len(),
+            p99,
+        }
+    }
+}
+
+/// `short` seconds, or `long` ones where tests run as the issue words them.
+pub(crate) fn seconds(short: u64, long: u64) -> Duration {
+    let is_long = std::env::var_os("JOBSEAL_LONG").is_some_and(|value| value == "1");
+    Duration::from_secs(if is_long { long } else { short })
+}
+
+/// Resident memory of a process.
+pub(crate) fn rss_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: u32 = line.unwrap().trim_end_matches("kB").trim().parse().unwrap();
+    f64::from(kib) / 1_024.0
+}

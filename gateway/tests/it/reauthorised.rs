@@ -1,0 +1,125 @@
+//! Open streams of events: they last as long as whoever opened them would be let in, and no longer,
+//! even while they say nothing.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::{
+    app::{self, App},
+    issuer::{Issuer, Server},
+};
+
+/// A stream that said one thing, and will say no more.
+async fn open(app: &App, credential: &str) -> Response {
+    let request = app
+        .client
+        .get(format!("{}/v1/jobs/job_idle/events", app.url))
+        .bearer_auth(credential);
+    let mut stream = request.send().await.unwrap();
+    assert_eq!(stream.status(), StatusCode::OK);
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let first = stream.chunk().await.unwrap().unwrap();
+    assert!(first.starts_with(b"id: 1"));
+    stream
+}
+
+/// Whether it ends, in good order, within `deadline`.
+async fn ends_within(mut stream: Response, deadline: Duration) -> bool {
+    let end = tokio::time::timeout(deadline, stream.chunk()).await;
+    matches!(end, Ok(Ok(None)))
+}
+
+async fn is_open(stream: &mut Response) -> bool {
+    let quiet = Duration::from_millis(300);
+    tokio::time::timeout(quiet, stream.chunk()).await.is_err()
+}
+
+fn claims(app: &App, subject: &str, seconds: i64) -> Value {
+    let mut claims = Issuer::claims(&app.tenant, "jobs:read");
+    claims["sub"] = json!(subject);
+    claims["exp"] = json!(claims["iat"].as_i64().unwrap() + seconds);
+    claims
+}
+
+#[tokio::test]
+async fn a_silent_stream_ends_within_a_second_of_its_credential() {
+    const AT_ONCE: Duration = Duration::from_secs(1);
+    let (first, second) = (Issuer::new("st1"), Issuer::new("st2"));
+    let server = Server::start(&[&first, &second]).await;
+    let app = app::start(&[("JWKS_URL", &server.jwks_url())]).await;
+    let listed = app.admin("admin key list");
+    let id = listed[0]["key_id"].as_str().unwrap();
+    let mut by_key = open(&app, &app.key).await;
+    let by_revoked = open(&app, &first.sign(&claims(&app, "user_a", 600))).await;
+    let mut by_good = open(&app, &first.sign(&claims(&app, "user_b", 600))).await;
+    let by_withdrawn = open(&app, &second.sign(&claims(&app, "user_b", 600))).await;
+
+    app.admin("admin revoke subject user_a");
+    assert!(ends_within(by_revoked, AT_ONCE).await);
+    assert!(is_open(&mut by_key).await && is_open(&mut by_good).await);
+    // Of the issuer's keys one goes and one stays.
+    server.publish(&[&first]);
+    app.admin("admin jwks refresh");
+    assert!(ends_within(by_withdrawn, AT_ONCE).await);
+    assert!(is_open(&mut by_good).await);
+    app.admin(&format!("admin key revoke {id}"));
+    assert!(ends_within(by_key, AT_ONCE).await);
+    assert!(is_open(&mut by_good).await);
+    app.admin(&format!("admin tenant allow {} 192.0.2.0/24", app.tenant));
+    assert!(ends_within(by_good, AT_ONCE).await);
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_token_does() {
+    let app = app::start(&[]).await;
+    let claims = claims(&app, "user_a", 2);
+    let ends = claims["exp"].as_i64().unwrap();
+    let stream = open(&app, &app.issuer.sign(&claims)).await;
+    assert!(ends_within(stream, Duration::from_secs(4)).await);
+    let now = ops::clock::Clock::system().now().as_second();
+    assert!((ends..=ends + 1).contains(&now), "{ends} {now}");
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_what_is_believed_is_too_old() {
+    let app = app::start(&[("SNAPSHOT_MAX_AGE_SECONDS", "3")]).await;
+    let stream = open(&app, &app.key).await;
+    let client = app.database.pool().get().await.unwrap();
+    let started = Instant::now();
+    // Nobody hears of anything while this is held.
+    let lock = "BEGIN; LOCK TABLE gateway.changes IN ACCESS EXCLUSIVE MODE";
+    client.batch_execute(lock).await.unwrap();
+    assert!(ends_within(stream, Duration::from_secs(8)).await);
+    assert!(started.elapsed() > Duration::from_secs(1));
+    client.batch_execute("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_stream_passes_too() {
+    let app = app::start(&[]).await;
+    for _ in 0..2 {
+        let settled = app.get("/v1/jobs/job_settled/events").await;
+        assert_eq!(settled.status(), StatusCode::NO_CONTENT);
+        assert!(!settled.headers().contains_key("transfer-encoding"));
+        assert_eq!(settled.bytes().await.unwrap().len(), 0);
+    }
+    assert_eq!(app.get("/v1/jobs").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_stream_along() {
+    let app = app::start(&[]).await;
+    drop(open(&app, &app.key).await);
+    // The gateway lets go of the upstream too, and says how it went.
+    let deadline = Duration::from_secs(5);
+    ops::testing::eventually("the stream is noted", deadline, async || {
+        let metrics = app.client.get(format!("http://{}/metrics", app.admin));
+        let metrics = metrics.send().await.unwrap().text().await.unwrap();
+        let ended = "gateway_requests_total{route=\"/v1/jobs/{job_id}/events\",\
+                     method=\"GET\",status=\"2xx\"} 1";
+        metrics.contains(ended).then_some(())
+    })
+    .await;
+}

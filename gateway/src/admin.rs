@@ -180,6 +180,15 @@ struct PlanChange {
     /// How early its jobs' turn comes, 1 to 9.
     #[arg(long)]
     priority: Option<i16>,
+    /// Compute units a month.
+    #[arg(long)]
+    monthly_cu: Option<i64>,
+    /// How many percent beyond them are let through.
+    #[arg(long, value_name = "PERCENT")]
+    soft_buffer: Option<i16>,
+    /// Whether submissions go on beyond that too.
+    #[arg(long)]
+    overage: Option<bool>,
 }
 
 /// Does what the command line says and prints the outcome; an order that is refused ends with exit

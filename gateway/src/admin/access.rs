@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use contracts::id::{Subject, TenantId};
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use tokio_postgres::GenericClient;
+use tokio_postgres::{GenericClient, types::ToSql};
 
 use super::{PlanChange, tables::explain};
 use crate::store;
@@ -132,9 +132,12 @@ pub(super) async fn update_plan(
     let sql = "-- gateway.update_plan\n\
                UPDATE gateway.plans SET per_minute = COALESCE($2, per_minute),\n    \
                burst = COALESCE($3, burst), per_hour = COALESCE($4, per_hour),\n    \
-               active_jobs = COALESCE($5, active_jobs), priority = COALESCE($6, priority)\n\
+               active_jobs = COALESCE($5, active_jobs), priority = COALESCE($6, priority),\n    \
+               monthly_cu = COALESCE($7, monthly_cu),\n    \
+               buffer_percent = COALESCE($8, buffer_percent), overage = COALESCE($9, overage)\n\
                WHERE name = $1\n\
-               RETURNING name, per_minute, burst, per_hour, active_jobs, priority";
+               RETURNING name, per_minute, burst, per_hour, monthly_cu, buffer_percent, overage,\n    \
+               active_jobs, priority";
     let PlanChange {
         name,
         per_minute,
@@ -142,13 +145,22 @@ pub(super) async fn update_plan(
         per_hour,
         active_jobs,
         priority,
+        monthly_cu,
+        soft_buffer,
+        overage,
     } = change;
-    let updated = client
-        .query_opt(
-            sql,
-            &[name, per_minute, burst, per_hour, active_jobs, priority],
-        )
-        .await;
+    let values: [&(dyn ToSql + Sync); 9] = [
+        name,
+        per_minute,
+        burst,
+        per_hour,
+        active_jobs,
+        priority,
+        monthly_cu,
+        soft_buffer,
+        overage,
+    ];
+    let updated = client.query_opt(sql, &values).await;
     let row = explain(updated, &format!("plan {name}"))?;
     let row = row.with_context(|| format!("there is no plan {name}"))?;
     Ok(super::plan_json(&store::plan(&row)?))

@@ -27,7 +27,10 @@ use gateway::{
         lease::{self, Decision},
     },
     route::ROUTES,
-    sight::access::{AccessLog, Line},
+    sight::{
+        PlanLabel,
+        access::{AccessLog, Line},
+    },
     snapshot::{ApiKey, Identity, Plan, Snapshot, Tenant},
     spool::Spool,
     upstream::{Facts, Upstreams},
@@ -357,6 +360,7 @@ fn plan() -> Plan {
         quota: None,
         active_jobs: 1,
         priority: 5,
+        label: PlanLabel::default(),
     }
 }
 

@@ -12,6 +12,7 @@ use contracts::{
 };
 use ipnet::IpNet;
 use jiff::Timestamp;
+use ops::telemetry::{OpenSpan, Spans};
 use pingora::{Error, ErrorType, http::RequestHeader};
 
 use crate::{
@@ -68,6 +69,8 @@ pub struct Ctx {
     /// Whether something is known against the address.
     pub(crate) watched: bool,
     pub(crate) in_flight: Option<InFlight>,
+    /// The request's own span, where somebody collects them.
+    pub(crate) span: Option<OpenSpan>,
 }
 
 /// How far the usage record of a request is.
@@ -115,6 +118,7 @@ impl Ctx {
             retried: false,
             watched: false,
             in_flight: Some(in_flight),
+            span: None,
         }
     }
 
@@ -141,6 +145,14 @@ impl Ctx {
         let principal = self.principal.as_ref();
         let principal = principal.expect("only admitted requests are forwarded");
         principal.tenant.id
+    }
+
+    /// Begins the request's span; upstreams are told of it instead of the client's.
+    pub(crate) fn begin_span(&mut self, spans: &Spans) {
+        self.span = spans.start("gateway.request.serve", &self.traceparent);
+        if let Some(span) = &self.span {
+            self.traceparent = span.traceparent();
+        }
     }
 
     pub(crate) fn route(&self) -> Option<&'static Route> {

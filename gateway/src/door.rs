@@ -40,7 +40,7 @@ use crate::{
 };
 
 mod h2;
-pub(crate) mod head;
+pub mod head;
 pub(crate) mod open;
 pub mod tls;
 
@@ -246,7 +246,7 @@ impl Door {
         if fault != Fault::Crowded {
             abuse.malformed(ctx.address);
         }
-        sight.note(&ctx, "", "");
+        sight.note(&mut ctx, "", "");
     }
 }
 

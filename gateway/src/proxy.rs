@@ -19,7 +19,7 @@ use contracts::{
 use http::header;
 use ipnet::IpNet;
 use jiff::Timestamp;
-use ops::clock::Clock;
+use ops::{clock::Clock, telemetry::Spans};
 use pingora::{
     Error, ErrorSource, ErrorType,
     http::{RequestHeader, ResponseHeader},
@@ -94,6 +94,8 @@ pub struct Gateway {
     pub sight: Arc<Sight>,
     /// Who did wrong lately.
     pub abuse: Arc<Abuse>,
+    /// Spans of requests, where somebody collects them.
+    pub spans: Option<Spans>,
     /// Whether we are on the way out.
     pub drain: Drain,
 }
@@ -270,6 +272,9 @@ impl Gateway {
             request,
             &self.trusted_proxies,
         );
+        if let Some(spans) = &self.spans {
+            ctx.begin_span(spans);
+        }
         if let Err(problem) = headers::check_form(request) {
             session.set_keepalive(None);
             return Err(problem.into());

@@ -14,7 +14,7 @@ use ops::{
     config::EXIT_UNAVAILABLE,
     lifecycle::Lifecycle,
     postgres::{self, Pool},
-    telemetry::Telemetry,
+    telemetry::{Spans, Telemetry},
 };
 use pingora::{
     apps::HttpServerOptions,
@@ -96,7 +96,8 @@ enum Reason {
 pub fn run(options: &RunOptions, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     let runtime = background_runtime()?;
     let lifecycle = Lifecycle::default();
-    let (gateway, background) = runtime.block_on(build(options, &lifecycle))?;
+    let spans = telemetry.spans.clone();
+    let (gateway, background) = runtime.block_on(build(options, spans, &lifecycle))?;
     let Background {
         readiness,
         limiter,
@@ -172,6 +173,7 @@ pub fn check(options: &RunOptions) -> anyhow::Result<ExitCode> {
 /// Builds the components and starts those that run beside the requests.
 async fn build(
     options: &RunOptions,
+    spans: Option<Spans>,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<(Gateway, Background)> {
     let stop = || lifecycle.stopping();
@@ -237,6 +239,7 @@ async fn build(
         pages: Pages::new(contracts::OPENAPI_JSON),
         sight: Arc::new(Sight::new(&access)),
         abuse: Arc::new(abuse),
+        spans,
         drain,
     };
     Ok((gateway, background))

@@ -1,6 +1,10 @@
-//! What operators see of requests: one line each, and rate, errors and duration by route.
+//! What operators see of requests: one line each; rate, errors and duration by route and plan; and a
+//! span, where somebody collects them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use contracts::problem::Code;
 use metrics::{Counter, Histogram, counter, histogram};
@@ -15,6 +19,11 @@ use crate::{
 
 pub mod access;
 
+/// Most plans that are labels of their own; the requests of all others are counted together.
+const PLANS_MAX: usize = 16;
+/// The label of requests that nobody is known to have sent, and of those of plans beyond the most.
+const NO_PLAN: &str = "none";
+const OTHER_PLANS: &str = "other";
 /// Status classes, which are the label's values.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// The label of requests that no route has.
@@ -26,9 +35,16 @@ const ACCESS: &str = "gateway::access";
 
 /// Handles of the metrics, one set a route and one for requests without, and the access log.
 pub struct Sight {
-    routes: Vec<RouteMetrics>,
+    routes: Vec<[OnceLock<RouteMetrics>; PLANS_MAX + 2]>,
     access: Option<Arc<AccessLog>>,
 }
+
+/// Plans that are labels, in the order in which they were first heard of.
+static KNOWN_PLANS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A plan's place among the labels, for as long as the process lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanLabel(usize);
 
 struct RouteMetrics {
     requests: [Counter; CLASSES.len()],
@@ -36,32 +52,36 @@ struct RouteMetrics {
 }
 
 impl Sight {
-    /// Registers the metrics of every route. Lines go to `access`, if they are wanted.
+    /// Nothing is counted yet. Lines go to `access`, if they are wanted.
     #[must_use]
     pub fn new(access: &Arc<AccessLog>) -> Self {
-        let routes = ROUTES
-            .iter()
-            .map(|route| (route.template, route.method.to_string()));
-        let routes = routes.chain([(NO_ROUTE, NO_ROUTE.to_owned())]);
         let wanted = enabled!(target: ACCESS, Level::INFO);
+        let each = || std::array::from_fn(|_| OnceLock::new());
         Self {
-            routes: routes
-                .map(|(template, method)| RouteMetrics::new(template, method))
-                .collect(),
+            routes: (0..=ROUTES.len()).map(|_| each()).collect(),
             access: wanted.then(|| Arc::clone(access)),
         }
     }
 
     /// Notes a request that has ended.
-    pub fn note(&self, ctx: &Ctx, method: &str, path: &str) {
+    pub fn note(&self, ctx: &mut Ctx, method: &str, path: &str) {
         let status = if ctx.status == 0 {
             CLIENT_GONE
         } else {
             ctx.status
         };
         let took = ctx.started.elapsed();
-        let of_route = &self.routes[ctx.route.unwrap_or(ROUTES.len())];
-        of_route.note(status, took);
+        let label = ctx.principal.as_ref();
+        let label = label.map_or(PlanLabel::default(), |principal| {
+            principal.tenant.plan.label
+        });
+        let route = ctx.route.unwrap_or(ROUTES.len());
+        self.routes[route][label.0]
+            .get_or_init(|| RouteMetrics::new(route, label))
+            .note(status, took);
+        if let Some(span) = ctx.span.take() {
+            span.end(attributes(ctx, method, status));
+        }
         let Some(access) = &self.access else { return };
         let principal = ctx.principal.as_ref();
         access.add(&Line {
@@ -94,17 +114,69 @@ impl std::fmt::Debug for Sight {
     }
 }
 
+impl PlanLabel {
+    /// The label of the plan of this name: always the same, one of a bounded number.
+    #[must_use]
+    pub fn of(plan: &str) -> Self {
+        let mut known = KNOWN_PLANS.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = known.iter().position(|known| known == plan);
+        let place = place.unwrap_or_else(|| {
+            if known.len() < PLANS_MAX {
+                known.push(plan.to_owned());
+                known.len() - 1
+            } else {
+                PLANS_MAX
+            }
+        });
+        Self(place + 1)
+    }
+
+    fn text(self) -> String {
+        let known = KNOWN_PLANS.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.0.checked_sub(1) {
+            None => NO_PLAN.to_owned(),
+            Some(place) => known
+                .get(place)
+                .map_or(OTHER_PLANS, String::as_str)
+                .to_owned(),
+        }
+    }
+}
+
+/// What a span says: neither paths nor queries, which hold what is the tenant's.
+fn attributes(ctx: &Ctx, method: &str, status: u16) -> Vec<(&'static str, String)> {
+    let route = ctx.route.map_or(NO_ROUTE, |index| ROUTES[index].template);
+    let mut all = vec![
+        ("http.request.method", method.to_owned()),
+        ("http.route", route.to_owned()),
+        ("http.response.status_code", status.to_string()),
+        ("request.id", ctx.request_id.to_string()),
+    ];
+    if let Some(principal) = &ctx.principal {
+        all.push(("tenant.id", principal.identity().tenant.to_string()));
+    }
+    if let Some(code) = ctx.code {
+        all.push(("error.type", code.as_str().to_owned()));
+    }
+    all
+}
+
 impl RouteMetrics {
-    fn new(template: &'static str, method: String) -> Self {
+    fn new(route: usize, plan: PlanLabel) -> Self {
+        let (template, method) = ROUTES.get(route).map_or_else(
+            || (NO_ROUTE, NO_ROUTE.to_owned()),
+            |route| (route.template, route.method.to_string()),
+        );
+        let plan = plan.text();
         let requests = CLASSES.map(|class| {
-            let method = method.clone();
             counter!(
-                "gateway_requests_total",
-                "route" => template, "method" => method, "status" => class
+                "gateway_requests_total", "route" => template, "method" => method.clone(),
+                "plan" => plan.clone(), "status" => class
             )
         });
-        let seconds =
-            histogram!("gateway_request_seconds", "route" => template, "method" => method);
+        let seconds = histogram!(
+            "gateway_request_seconds", "route" => template, "method" => method, "plan" => plan
+        );
         Self { requests, seconds }
     }
 

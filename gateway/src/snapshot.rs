@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::{
-    keys::uses::LastUse, limit::quota::Quota, rule::Rule, signature::Signing,
+    keys::uses::LastUse, limit::quota::Quota, rule::Rule, sight::PlanLabel, signature::Signing,
     upstream::rollout::Rollout,
 };
 
@@ -78,6 +78,8 @@ pub struct Plan {
     pub active_jobs: u32,
     /// How early its jobs' turn comes, 1 to 9.
     pub priority: u8,
+    /// How its requests are labelled in metrics.
+    pub label: PlanLabel,
 }
 
 /// A credential of ours.

@@ -23,6 +23,7 @@ pub(crate) mod traffic;
 use crate::{
     keys::uses::LastUse,
     limit::quota::Quota,
+    sight::PlanLabel,
     signature::{self, Signing},
     snapshot::{ApiKey, Identity, Plan, Revocations, Snapshot, Snapshots, Tenant},
 };
@@ -207,9 +208,11 @@ pub(crate) fn plan(row: &Row) -> anyhow::Result<Plan> {
             overage: row.get("overage"),
         })
     });
+    let name: String = row.get("name");
     Ok(Plan {
         quota: quota.transpose()?,
-        name: row.get("name"),
+        label: PlanLabel::of(&name),
+        name,
         per_minute: count("per_minute")?,
         burst: count("burst")?,
         per_hour: count("per_hour")?,

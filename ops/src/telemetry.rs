@@ -6,11 +6,15 @@ use std::collections::HashMap;
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::{
+    Context, KeyValue,
     propagation::TextMapPropagator,
-    trace::{TraceContextExt, TracerProvider},
+    trace::{Span as _, SpanBuilder, SpanKind, TraceContextExt, Tracer as _, TracerProvider},
 };
 use opentelemetry_otlp::WithExportConfig;
-use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use opentelemetry_sdk::{
+    propagation::TraceContextPropagator,
+    trace::{SdkTracer, SdkTracerProvider},
+};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
@@ -31,8 +35,18 @@ const DEFAULT_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 pub struct Telemetry {
     /// Renders the process's metrics in the Prometheus text format.
     pub metrics: PrometheusHandle,
+    /// Makes spans by hand, where somebody collects them.
+    pub spans: Option<Spans>,
     traces: SdkTracerProvider,
 }
+
+/// Makes spans by hand, for a path on which `tracing`'s are too dear.
+#[derive(Clone, Debug)]
+pub struct Spans(SdkTracer);
+
+/// One span, from its start to [`OpenSpan::end`].
+#[derive(Debug)]
+pub struct OpenSpan(opentelemetry_sdk::trace::Span);
 
 /// Sets up logs on standard error, the metrics recorder and the tracer of this process.
 ///
@@ -61,7 +75,41 @@ fn set_up(service: &'static str, options: &LogOptions) -> anyhow::Result<Telemet
         .with(filter)
         .try_init()
         .context("set up logging")?;
-    Ok(Telemetry { metrics, traces })
+    let collected = options.otlp_endpoint.is_some();
+    let spans = collected.then(|| Spans(traces.tracer(service)));
+    Ok(Telemetry {
+        metrics,
+        spans,
+        traces,
+    })
+}
+
+impl Spans {
+    /// A server's span in the trace that `traceparent` names, if it is sampled.
+    #[must_use]
+    pub fn start(&self, name: &'static str, traceparent: &str) -> Option<OpenSpan> {
+        let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Server);
+        let span = self.0.build_with_context(builder, &remote(traceparent));
+        span.is_recording().then_some(OpenSpan(span))
+    }
+}
+
+impl OpenSpan {
+    /// What whoever is asked next is told.
+    #[must_use]
+    pub fn traceparent(&self) -> String {
+        let context = self.0.span_context();
+        let (trace, span) = (context.trace_id(), context.span_id());
+        format!("00-{trace}-{span}-{:02x}", context.trace_flags())
+    }
+
+    /// Ends it, with what is to be seen of it.
+    pub fn end(mut self, attributes: impl IntoIterator<Item = (&'static str, String)>) {
+        for (key, value) in attributes {
+            self.0.set_attribute(KeyValue::new(key, value));
+        }
+        self.0.end();
+    }
 }
 
 /// The `traceparent` of the current span (W3C Trace Context), to send along.
@@ -79,12 +127,16 @@ pub fn traceparent() -> Option<String> {
 /// Makes `span` a child of the trace that `traceparent` names; an unreadable one starts afresh.
 pub fn continue_trace(span: &Span, traceparent: Option<&str>) {
     let Some(text) = traceparent else { return };
-    let carrier = HashMap::from([("traceparent".to_owned(), text.to_owned())]);
-    let context = TraceContextPropagator::new().extract(&carrier);
+    let context = remote(text);
     if context.span().span_context().is_valid() {
         // Fails only for a span that no layer records, which then has no trace to continue.
         span.set_parent(context).ok();
     }
+}
+
+fn remote(traceparent: &str) -> Context {
+    let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
+    TraceContextPropagator::new().extract(&carrier)
 }
 
 fn tracer(service: &'static str, options: &LogOptions) -> anyhow::Result<SdkTracerProvider> {

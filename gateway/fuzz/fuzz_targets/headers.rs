@@ -24,7 +24,9 @@ fuzz_target!(|raw: &[u8]| {
             continue;
         };
         let name = String::from_utf8_lossy(&line[..colon]).into_owned();
-        request.append_header(name, line[colon + 1..].trim_ascii()).ok();
+        request
+            .append_header(name, line[colon + 1..].trim_ascii())
+            .ok();
     }
     if check_form(&request).is_ok() {
         let count = |name| request.headers.get_all(name).iter().count();

@@ -19,7 +19,7 @@ const OF_CONNECTION: [&[u8]; 4] = [b"close", b"keep-alive", b"te", b"upgrade"];
 
 /// Why a head is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// It has no or several readings.
     Malformed(&'static str),
     /// Its target is too long.
@@ -44,7 +44,7 @@ struct Framing {
 ///
 /// # Errors
 /// When no more bytes can make a good head of it.
-pub(crate) fn end(head: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
+pub fn end(head: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
     if head.first().is_some_and(|byte| !byte.is_ascii_uppercase()) {
         return Err(Fault::Malformed("A request begins with a method."));
     }
@@ -66,7 +66,7 @@ pub(crate) fn end(head: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
 ///
 /// # Errors
 /// Why it is refused.
-pub(crate) fn check(head: &[u8]) -> Result<(), Fault> {
+pub fn check(head: &[u8]) -> Result<(), Fault> {
     let (line, mut rest) = split_line(head)?;
     let modern = check_request_line(line)?;
     let mut framing = Framing::default();

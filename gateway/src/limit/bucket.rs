@@ -173,6 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sight::PlanLabel;
 
     fn plan(per_minute: u32, burst: u32, per_hour: u32) -> Plan {
         let name = "p".to_owned();
@@ -184,6 +185,7 @@ mod tests {
             quota: None,
             active_jobs: 1,
             priority: 5,
+            label: PlanLabel::default(),
         }
     }
 

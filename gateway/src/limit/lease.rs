@@ -235,6 +235,7 @@ impl Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sight::PlanLabel;
     use crate::snapshot::Plan;
 
     fn policies(per_minute: u32, burst: u32) -> [Policy; POLICIES] {
@@ -248,6 +249,7 @@ mod tests {
             quota: None,
             active_jobs: 1,
             priority: 5,
+            label: PlanLabel::default(),
         })
     }
 

@@ -11,6 +11,7 @@ use crate::{
         bucket::{Bucket, POLICIES, Policy, Taken, take},
         lease::{Decision, LEASE_PART, Outcome, Tokens},
     },
+    sight::PlanLabel,
     snapshot::Plan,
 };
 
@@ -35,6 +36,8 @@ struct Gateway {
     life: u32,
     /// Whether somebody asks for everyone.
     asking: bool,
+    /// Requests that wait for the answer.
+    waiting: u32,
 }
 
 /// An answer of Redis on its way: ordered by when it arrives, the first on top.
@@ -44,6 +47,9 @@ struct Arrival {
     gateway: usize,
     life: u32,
     asked_ms: u64,
+    /// When Redis decided, and for how many who waited.
+    decided: (u64, u32),
+    trip_ms: u64,
     granted: u32,
     retry_ms: u64,
     violated: [bool; POLICIES],
@@ -74,6 +80,7 @@ impl World {
             ppm: *ppm,
             life: 0,
             asking: false,
+            waiting: 0,
         };
         Self {
             policies,
@@ -112,7 +119,31 @@ impl World {
             remaining: arrival.remaining,
         };
         if let Outcome::Admit(_) = gateway.tokens.granted(&taken, arrival.asked_ms) {
-            self.admitted.push(self.now);
+            self.admitted.push(arrival.decided.0);
+        }
+        self.serve_waiting(arrival.gateway, arrival.decided, arrival.trip_ms);
+    }
+
+    /// Whoever waited spends what came, or asks for all who are left.
+    fn serve_waiting(&mut self, index: usize, decided: (u64, u32), trip_ms: u64) {
+        let (at, mut meant) = decided;
+        let gateway = &mut self.gateways[index];
+        let clock = gateway.clock(self.now);
+        while gateway.waiting > 0 {
+            match gateway.tokens.spend(clock) {
+                Decision::Known(Outcome::Admit(_)) => {
+                    // Who was there when Redis decided was admitted then.
+                    self.admitted.push(if meant > 0 { at } else { self.now });
+                    meant = meant.saturating_sub(1);
+                }
+                Decision::Known(Outcome::Deny(..)) => {}
+                Decision::Ask(want) => {
+                    let want = want.max(gateway.waiting);
+                    gateway.waiting -= 1;
+                    return self.ask(index, want, trip_ms);
+                }
+            }
+            gateway.waiting -= 1;
         }
     }
 
@@ -126,6 +157,7 @@ impl World {
                 gateway.tokens = Tokens::new(self.policies, fresh, gateway.clock(now));
                 gateway.life += 1;
                 gateway.asking = false;
+                gateway.waiting = 0;
             }
             Event::Request { gateway, trip_ms } => self.request(gateway % count, trip_ms),
         }
@@ -137,28 +169,32 @@ impl World {
         match gateway.tokens.decide(clock) {
             Decision::Known(Outcome::Admit(_)) => self.admitted.push(self.now),
             Decision::Known(Outcome::Deny(..)) => {}
-            // It would wait for the one who asks; the world is simpler if it gives up.
-            Decision::Ask(_) if gateway.asking => {}
-            Decision::Ask(want) => {
-                gateway.asking = true;
-                let life = gateway.life;
-                let taken = take(&mut self.shared, &self.policies, self.now, want);
-                self.on_their_way.push(Arrival {
-                    at: std::cmp::Reverse(self.now + trip_ms),
-                    gateway: index,
-                    life,
-                    asked_ms: clock,
-                    granted: taken.granted,
-                    retry_ms: taken.retry_ms,
-                    violated: taken.violated,
-                    remaining: taken.remaining,
-                });
-            }
+            Decision::Ask(_) if gateway.asking => gateway.waiting += 1,
+            Decision::Ask(want) => self.ask(index, want, trip_ms),
         }
     }
 
+    fn ask(&mut self, index: usize, want: u32, trip_ms: u64) {
+        let gateway = &mut self.gateways[index];
+        gateway.asking = true;
+        let taken = take(&mut self.shared, &self.policies, self.now, want);
+        self.on_their_way.push(Arrival {
+            at: std::cmp::Reverse(self.now + trip_ms),
+            gateway: index,
+            life: gateway.life,
+            asked_ms: gateway.clock(self.now),
+            decided: (self.now, gateway.waiting),
+            trip_ms,
+            granted: taken.granted,
+            retry_ms: taken.retry_ms,
+            violated: taken.violated,
+            remaining: taken.remaining,
+        });
+    }
+
     /// No window holds more than the policy and what was leased when it began.
-    fn within_policy(&self) -> Result<(), TestCaseError> {
+    fn within_policy(&mut self) -> Result<(), TestCaseError> {
+        self.admitted.sort_unstable();
         let gateways = f64::from(u32::try_from(self.gateways.len()).unwrap());
         for policy in &self.policies {
             let leases = (policy.capacity * LEASE_PART).max(gateways);
@@ -189,6 +225,7 @@ fn policies(per_minute: u32, burst: u32, per_hour: u32) -> [Policy; POLICIES] {
         quota: None,
         active_jobs: 1,
         priority: 5,
+        label: PlanLabel::default(),
     })
 }
 

@@ -29,6 +29,7 @@ mod redis;
 mod rollout;
 mod routes;
 mod shared_limits;
+mod sight;
 mod signatures;
 mod spool;
 mod streams;

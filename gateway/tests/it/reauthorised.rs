@@ -118,7 +118,7 @@ async fn a_client_that_leaves_takes_its_stream_along() {
         let metrics = app.client.get(format!("http://{}/metrics", app.admin));
         let metrics = metrics.send().await.unwrap().text().await.unwrap();
         let ended = "gateway_requests_total{route=\"/v1/jobs/{job_id}/events\",\
-                     method=\"GET\",status=\"2xx\"} 1";
+                     method=\"GET\",plan=\"test\",status=\"2xx\"} 1";
         metrics.contains(ended).then_some(())
     })
     .await;

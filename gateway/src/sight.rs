@@ -1,5 +1,5 @@
-//! What operators see of requests: one line each; rate, errors and duration by route and plan; and a
-//! span, where somebody collects them.
+//! What operators see of requests: one line each; rate, errors and duration by route and plan; and
+//! a span, where somebody collects them.
 
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},

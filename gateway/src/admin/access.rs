@@ -136,8 +136,8 @@ pub(super) async fn update_plan(
                monthly_cu = COALESCE($7, monthly_cu),\n    \
                buffer_percent = COALESCE($8, buffer_percent), overage = COALESCE($9, overage)\n\
                WHERE name = $1\n\
-               RETURNING name, per_minute, burst, per_hour, monthly_cu, buffer_percent, overage,\n    \
-               active_jobs, priority";
+               RETURNING name, per_minute, burst, per_hour, monthly_cu, buffer_percent,\n    \
+               overage, active_jobs, priority";
     let PlanChange {
         name,
         per_minute,

@@ -173,25 +173,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sight::PlanLabel;
-
-    fn plan(per_minute: u32, burst: u32, per_hour: u32) -> Plan {
-        let name = "p".to_owned();
-        Plan {
-            name,
-            per_minute,
-            burst,
-            per_hour,
-            quota: None,
-            active_jobs: 1,
-            priority: 5,
-            label: PlanLabel::default(),
-        }
-    }
+    use crate::limit::simulation::policies;
 
     #[test]
     fn an_empty_bucket_says_when_the_next_token_comes() {
-        let policies = Policy::of(&plan(60, 2, 10_000));
+        let policies = policies(60, 2, 10_000);
         let mut buckets = policies.map(|policy| Bucket::full(&policy, 0));
         assert_eq!(take(&mut buckets, &policies, 0, 5).granted, 2);
         let denied = take(&mut buckets, &policies, 400, 1);
@@ -210,7 +196,7 @@ mod tests {
             burst in 1u32..200,
             asks in prop::collection::vec((0u64..2_000, 1u32..20), 1..200),
         ) {
-            let policies = Policy::of(&plan(per_minute, burst, 100_000));
+            let policies = policies(per_minute, burst, 100_000);
             let mut buckets = policies.map(|policy| Bucket::full(&policy, 0));
             let (mut now, mut grants) = (0, Vec::new());
             for (pause, want) in asks {
@@ -231,7 +217,7 @@ mod tests {
 
         #[test]
         fn who_waits_as_told_is_given(per_minute in 1u32..5_000, burst in 1u32..50) {
-            let policies = Policy::of(&plan(per_minute, burst, 100_000));
+            let policies = policies(per_minute, burst, 100_000);
             let mut buckets = policies.map(|policy| Bucket::full(&policy, 0));
             take(&mut buckets, &policies, 0, burst);
             let denied = take(&mut buckets, &policies, 0, 1);

@@ -235,27 +235,11 @@ impl Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sight::PlanLabel;
-    use crate::snapshot::Plan;
-
-    fn policies(per_minute: u32, burst: u32) -> [Policy; POLICIES] {
-        let name = "p".to_owned();
-        let per_hour = 10_000_000;
-        Policy::of(&Plan {
-            name,
-            per_minute,
-            burst,
-            per_hour,
-            quota: None,
-            active_jobs: 1,
-            priority: 5,
-            label: PlanLabel::default(),
-        })
-    }
+    use crate::limit::simulation::policies;
 
     #[test]
     fn a_denial_is_remembered_until_its_time_and_a_lease_is_void_after_its_life() {
-        let mut tokens = Tokens::new(policies(60, 10), 1, 0);
+        let mut tokens = Tokens::new(policies(60, 10, 10_000_000), 1, 0);
         assert_eq!(tokens.decide(0), Decision::Ask(1));
         let given = Taken {
             granted: 3,
@@ -291,7 +275,7 @@ mod tests {
 
     #[test]
     fn without_redis_the_share_starts_empty_and_comes_at_its_part_of_the_rate() {
-        let mut tokens = Tokens::new(policies(60, 10), 4, 0);
+        let mut tokens = Tokens::new(policies(60, 10, 10_000_000), 4, 0);
         assert_eq!(tokens.decide(0), Decision::Ask(1));
         assert!(matches!(tokens.without_redis(0), Outcome::Deny(..)));
         // 60 a minute by four gateways: one every four seconds.

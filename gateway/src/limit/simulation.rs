@@ -216,7 +216,8 @@ impl World {
     }
 }
 
-fn policies(per_minute: u32, burst: u32, per_hour: u32) -> [Policy; POLICIES] {
+/// The policies of a plan with these limits.
+pub(super) fn policies(per_minute: u32, burst: u32, per_hour: u32) -> [Policy; POLICIES] {
     Policy::of(&Plan {
         name: "p".to_owned(),
         per_minute,

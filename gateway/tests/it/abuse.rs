@@ -158,13 +158,7 @@ async fn who_asks_for_what_is_not_there_waits_by_credential_and_else_by_address(
     }
     assert_eq!(read(&narrow).await, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(read(&wide).await, StatusCode::OK);
-    let metrics = app
-        .client
-        .get(format!("http://{}/metrics", app.admin))
-        .send()
-        .await
-        .unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = app.metrics().await;
     assert!(
         metrics.contains("gateway_abuse_refused_total 2"),
         "{metrics}"

@@ -96,6 +96,7 @@ async fn malformed_requests_are_refused() {
             ("authorization", &bearer),
         ],
         [&good[..], &[("a", &large)]].concat(),
+        [&good[..], &[("a", "b"); 101]].concat(),
     ] {
         let found = try_one(&app, &bad).await;
         assert_ne!(found, Outcome::Status(200), "{bad:?}");

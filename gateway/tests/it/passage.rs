@@ -232,13 +232,7 @@ async fn health_the_document_and_its_page_need_no_credential() {
     let policy = page.headers()["content-security-policy"].to_str().unwrap();
     assert!(policy.contains("default-src 'none'; style-src 'sha256-"));
     assert!(page.text().await.unwrap().contains("/v1/jobs/{job_id}"));
-    let metrics = app
-        .client
-        .get(format!("http://{}/metrics", app.admin))
-        .send()
-        .await
-        .unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = app.metrics().await;
     assert!(
         metrics.contains("gateway_requests_total{route=\"/docs\""),
         "{metrics}"

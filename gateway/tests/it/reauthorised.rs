@@ -115,8 +115,7 @@ async fn a_client_that_leaves_takes_its_stream_along() {
     // The gateway lets go of the upstream too, and says how it went.
     let deadline = Duration::from_secs(5);
     ops::testing::eventually("the stream is noted", deadline, async || {
-        let metrics = app.client.get(format!("http://{}/metrics", app.admin));
-        let metrics = metrics.send().await.unwrap().text().await.unwrap();
+        let metrics = app.metrics().await;
         let ended = "gateway_requests_total{route=\"/v1/jobs/{job_id}/events\",\
                      method=\"GET\",plan=\"test\",status=\"2xx\"} 1";
         metrics.contains(ended).then_some(())

@@ -74,8 +74,7 @@ async fn requests_are_counted_by_route_and_plan_and_many_plans_are_one() {
         (status == StatusCode::OK).then_some(())
     };
     eventually("the other key is known", Duration::from_secs(3), known).await;
-    let metrics = app.client.get(format!("http://{}/metrics", app.admin));
-    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let metrics = app.metrics().await;
     let counted = |plan: &str| {
         let start = "gateway_requests_total{route=\"/v1/jobs\",method=\"GET\",";
         let line = format!("{start}plan=\"{plan}\",status=\"2xx\"}}");

@@ -117,6 +117,7 @@ fn how_often(criterion: &mut Criterion) {
         retry_ms: 0,
         violated: [false; 2],
         remaining: [u32::MAX; 2],
+        at_ms: 0,
     };
     criterion.bench_function("limit", |bencher| {
         bencher.iter(|| match tokens.decide(black_box(1)) {

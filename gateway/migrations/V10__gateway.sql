@@ -115,29 +115,33 @@ CREATE TABLE gateway.changes (
 );
 INSERT INTO gateway.changes (version) VALUES (1);
 
+-- For each row that is another one afterwards: anything else is no news.
 CREATE FUNCTION gateway.note_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF TG_OP = 'UPDATE' AND OLD IS NOT DISTINCT FROM NEW THEN
+        RETURN NULL;
+    END IF;
     UPDATE gateway.changes SET version = version + 1;
     PERFORM pg_notify('gateway_changes', '');
     RETURN NULL;
 END $$;
 
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.plans
-    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+    FOR EACH ROW EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.tenants
-    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+    FOR EACH ROW EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.api_keys
-    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+    FOR EACH ROW EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.signing_keys
-    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+    FOR EACH ROW EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.revocations
-    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+    FOR EACH ROW EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.rollouts
-    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+    FOR EACH ROW EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.rollout_steps
-    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+    FOR EACH ROW EXECUTE FUNCTION gateway.note_change();
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON gateway.routes
-    FOR EACH STATEMENT EXECUTE FUNCTION gateway.note_change();
+    FOR EACH ROW EXECUTE FUNCTION gateway.note_change();
 
 INSERT INTO gateway.plans (name, per_minute, burst, per_hour, active_jobs, priority)
 VALUES ('default', 100, 20, 10000, 100, 5);

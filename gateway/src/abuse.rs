@@ -97,9 +97,16 @@ impl Abuse {
             return;
         };
         let status = StatusCode::from_u16(ctx.status).unwrap_or_default();
+        if status == StatusCode::UNAUTHORIZED {
+            // Whatever was accepted before is not any more, or somebody shows only its end.
+            if let Some(credential) = self.credential(Some(source), headers) {
+                self.forget(credential);
+            }
+            self.deed(source, Some(Deed::Failure));
+            return;
+        }
         if ctx.principal.is_none() {
             let deed = match status {
-                StatusCode::UNAUTHORIZED => Deed::Failure,
                 StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => Deed::Miss,
                 StatusCode::BAD_REQUEST => Deed::Malformed,
                 _ => return,
@@ -191,6 +198,13 @@ impl Abuse {
         if place.load(Ordering::Relaxed) != credential {
             place.store(credential, Ordering::Relaxed);
         }
+    }
+
+    fn forget(&self, credential: u64) {
+        let place = self.place(credential);
+        place
+            .compare_exchange(credential, 0, Ordering::Relaxed, Ordering::Relaxed)
+            .ok();
     }
 
     fn is_accepted(&self, credential: u64) -> bool {

@@ -161,6 +161,12 @@ impl Principal {
         }
     }
 
+    /// The token's identifier, if it is one.
+    #[must_use]
+    pub fn jti(&self) -> Option<&str> {
+        self.credential.jti()
+    }
+
     /// When the credential ends.
     #[must_use]
     pub fn expires_at(&self) -> Timestamp {

@@ -10,7 +10,7 @@ use ops::config::{DatabaseOptions, KafkaOptions, Key32, ProcessOptions};
 use secrecy::SecretString;
 use url::Url;
 
-use crate::auth::issuer::is_safe;
+use crate::{auth::issuer::is_safe, run::LEAVING};
 
 pub mod edge;
 
@@ -292,8 +292,9 @@ impl RunOptions {
         }
         let longest = Duration::from_millis(self.lame_duck_ms) + self.upstream_deadline();
         ensure!(
-            self.process.drain() > longest,
-            "DRAIN_SECONDS must be more than LAME_DUCK_MS and UPSTREAM_DEADLINE_MS together"
+            self.process.drain() >= longest + LEAVING,
+            "DRAIN_SECONDS must be at least LAME_DUCK_MS, UPSTREAM_DEADLINE_MS and \
+             {LEAVING:?} together: else requests are cut"
         );
         Ok(())
     }

@@ -184,12 +184,13 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut client = peer;
     let fields: Vec<&HeaderValue> = headers.get_all(FORWARDED_FOR).iter().collect();
-    let fields = fields.iter().rev().filter_map(|value| value.to_str().ok());
-    for text in fields.flat_map(|field| field.rsplit(',')) {
+    let fields = fields.iter().rev().map(|value| value.as_bytes());
+    for element in fields.flat_map(|field| field.rsplit(|byte| *byte == b',')) {
         if !is_trusted(client) {
             break;
         }
         // What cannot be read was written by someone who is not to be believed.
+        let text = std::str::from_utf8(element).unwrap_or_default();
         let Ok(address) = text.trim().parse::<IpAddr>() else {
             break;
         };
@@ -423,6 +424,14 @@ mod tests {
             "203.0.113.9"
         );
         assert_eq!(address("10.0.0.1", "1.1.1.1, nonsense"), "10.0.0.1");
+        // A byte that is no letter ends the walk where it stands, and hides nothing after it.
+        let mut forged = RequestHeader::build("GET", b"/", None).unwrap();
+        for value in [&b"203.0.113.5"[..], b"\xff, 198.51.100.8"] {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            forged.append_header("x-forwarded-for", value).unwrap();
+        }
+        let found = client_address("10.0.0.1".parse().unwrap(), &forged.headers, &trusted);
+        assert_eq!(found.to_string(), "198.51.100.8");
         assert_eq!(address("::ffff:10.0.0.1", "2001:db8::1"), "2001:db8::1");
     }
 

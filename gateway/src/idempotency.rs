@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    limit::quota::{self, Month, Seeder, Used},
+    limit::{
+        generation::Generation,
+        quota::{self, Month, Seeder, Used},
+    },
     redis::{Redis, Script},
     snapshot::Tenant,
 };
@@ -92,6 +95,8 @@ pub enum Ending<'a> {
     Kept(&'a Kept, Option<JobId>),
     /// It stands for an answer that must not be shown again.
     Secret,
+    /// It stands for a request of which nobody knows whether it acted, and no service has a record.
+    Unknown,
     /// It is free again.
     Freed,
 }
@@ -112,6 +117,7 @@ pub struct Kept {
 #[derive(Debug)]
 pub struct Idempotency {
     redis: Redis,
+    generation: Generation,
     seeder: Seeder,
     claim: Script,
     end: Script,
@@ -172,9 +178,15 @@ impl Fingerprint {
 impl Idempotency {
     /// Claims last a little longer than `upstream_deadline`.
     #[must_use]
-    pub fn new(redis: Redis, seeder: Seeder, upstream_deadline: Duration) -> Self {
+    pub fn new(
+        redis: Redis,
+        generation: Generation,
+        seeder: Seeder,
+        upstream_deadline: Duration,
+    ) -> Self {
         Self {
             redis,
+            generation,
             seeder,
             claim: Script::new(include_str!("idempotency/claim.lua")),
             end: Script::new(include_str!("idempotency/end.lua")),
@@ -201,6 +213,7 @@ impl Idempotency {
                 .map_or(Value::from(-1), |most| Value::from(most.to_string())),
             quota.map_or(Value::from(0), |_| milliseconds(quota::KEPT)),
             Value::from(i64::from(asked.units > 0 && asked.tenant.unique_content)),
+            Value::from(self.generation.born_ms().to_string()),
         ];
         let answer = self
             .redis
@@ -258,6 +271,7 @@ impl Idempotency {
                 ("kept", head, kept.body.clone(), job)
             }
             Ending::Secret => ("secret", String::new(), Bytes::new(), None),
+            Ending::Unknown => ("unknown", String::new(), Bytes::new(), None),
             Ending::Freed => ("", String::new(), Bytes::new(), None),
         };
         let back = if acted { 0 } else { claim.charged };
@@ -307,6 +321,9 @@ fn refusal(answer: &[Bytes]) -> Option<Problem> {
         "secret" => {
             conflict("This request succeeded before. Its answer showed a secret and was not kept.")
         }
+        "unknown" => conflict(
+            "Nobody knows whether this request acted: look, then send it with another key.",
+        ),
         "duplicate" => match text(1)?.parse::<JobId>() {
             Ok(first) => Problem::new(
                 Code::DuplicateJob,

@@ -24,7 +24,10 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{auth::api_key::Presented, store::SCHEMA};
+use crate::{
+    auth::{Principal, api_key::Presented},
+    store::SCHEMA,
+};
 
 mod grant;
 mod rows;
@@ -84,13 +87,14 @@ impl Keys {
         Self { pool, clock }
     }
 
-    /// Creates a key, once for each idempotency key.
+    /// Creates a key, once for each idempotency key; `asker` is who asks, if not an operator.
     ///
     /// # Errors
     /// When there is no such tenant, or it has as many keys as it may.
     pub(crate) async fn create(
         &self,
         new: &NewKey,
+        asker: Option<&Principal>,
         repeatable: Option<Repeatable<'_>>,
     ) -> anyhow::Result<KeyCreated> {
         let mut client = self.pool.get().await?;
@@ -98,6 +102,9 @@ impl Keys {
         let work = async {
             let transaction = client.transaction().await?;
             rows::lock_tenant(&*transaction, new.tenant).await?;
+            if let Some(asker) = asker {
+                rows::require_good(&*transaction, asker).await?;
+            }
             let (view, presented) = generate(new, now)?;
             if let Some(Repeatable { key, hash }) = repeatable {
                 let tenant = new.tenant.uuid();
@@ -157,6 +164,7 @@ impl Keys {
         &self,
         tenant: Option<TenantId>,
         id: KeyId,
+        asker: Option<&Principal>,
         overlap: Duration,
         may: impl Fn(&KeyView) -> Result<(), Problem> + Send,
     ) -> anyhow::Result<KeyRotated> {
@@ -168,6 +176,9 @@ impl Keys {
             let (tenant, _) = found.ok_or_else(|| no_such_key(id))?;
             // Read again under the lock: another rotation may have been faster.
             rows::lock_tenant(&*transaction, tenant).await?;
+            if let Some(asker) = asker {
+                rows::require_good(&*transaction, asker).await?;
+            }
             let found = rows::find(&*transaction, Some(tenant), id).await?;
             let (_, old) = found.ok_or_else(|| no_such_key(id))?;
             may(&old)?;

@@ -158,19 +158,21 @@ impl Limiter {
 
     async fn take(&self, tenant: TenantId, local: &Local, want: i64) -> Result<Taken, Unavailable> {
         let now = self.now_ms();
-        let (policies, expected) = local.with(|tokens| (*tokens.policies(), tokens.expected(now)));
+        let (policies, past) = local.with(|tokens| (*tokens.policies(), tokens.past(now)));
         let mut arguments = vec![
             Value::from(want),
             Value::from(self.generation.born_ms().to_string()),
-            Value::from(i64::from(expected)),
+            Value::from(past.seen_ms.to_string()),
         ];
-        for policy in policies {
+        arguments.extend(past.seen.map(|tokens| Value::from(i64::from(tokens))));
+        arguments.push(Value::from(i64::from(past.owed)));
+        for policy in &policies {
             arguments.push(Value::from(policy.capacity.to_string()));
             arguments.push(Value::from(policy.per_ms.to_string()));
         }
         let key = self.redis.key("rate", tenant, "");
         let answer: Vec<i64> = self.redis.run(&self.script, key, arguments).await?;
-        let [granted, retry, violated, first, second] = answer[..] else {
+        let [granted, retry, violated, first, second, now] = answer[..] else {
             return Err(Unavailable);
         };
         let count = |number: i64| u32::try_from(number.max(0)).unwrap_or(u32::MAX);
@@ -179,6 +181,7 @@ impl Limiter {
             retry_ms: u64::try_from(retry).unwrap_or(0),
             violated: [violated & 1 != 0, violated & 2 != 0],
             remaining: [count(first), count(second)],
+            at_ms: u64::try_from(now).unwrap_or(0),
         })
     }
 

@@ -363,12 +363,22 @@ impl Gateway {
         Ok(())
     }
 
+    /// Whether whoever sent this request would still be admitted; a refusal is not charged.
+    pub(crate) fn renew_here(&self, ctx: &mut Ctx, scopes: &[Scope]) -> Result<(), Problem> {
+        let principal = ctx.principal.as_ref();
+        let principal = principal.expect("only admitted requests go on");
+        let signed = ctx.signed.is_some();
+        let renewed = self.renew(principal, scopes, ctx.address, signed);
+        renewed.map(drop).inspect_err(|_| ctx.usage = Usage::None)
+    }
+
     /// Whether whoever was admitted a while ago still would be, and until when.
     pub(crate) fn renew(
         &self,
         principal: &Principal,
         scopes: &[Scope],
         address: IpAddr,
+        signed: bool,
     ) -> Result<Timestamp, Problem> {
         self.require_fresh(Instant::now())?;
         let snapshot = self.snapshots.load();
@@ -377,6 +387,10 @@ impl Gateway {
         let principal = renewed.map_err(|refusal| refusal.problem())?;
         principal.require_any(scopes)?;
         principal.tenant.require_address(address)?;
+        if principal.tenant.signing.is_some() && !signed {
+            let detail = "This tenant's requests must be signed.";
+            return Err(Problem::new(Code::InvalidToken, detail));
+        }
         Ok(principal.expires_at())
     }
 

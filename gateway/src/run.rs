@@ -13,7 +13,7 @@ use ops::{
     clock::Clock,
     config::EXIT_UNAVAILABLE,
     lifecycle::Lifecycle,
-    postgres::{self, Pool},
+    postgres,
     telemetry::{Spans, Telemetry},
 };
 use pingora::{
@@ -32,32 +32,31 @@ use tracing::{info, warn};
 
 use crate::{
     abuse::Abuse,
-    auth::{
-        Authenticator,
-        issuer::Source,
-        jwks::Jwks,
-        jwt::{Rules, Tokens},
-    },
-    config::{RunOptions, SNAPSHOT_STALE, TokenOptions},
+    auth::{Authenticator, jwt::Tokens},
+    config::RunOptions,
     door::{Door, Hall, open::Open, tls::Tls},
     drain::Drain,
     handover::{self, Offer},
     health::Doctor,
-    idempotency::Idempotency,
     keys::{Keys, uses},
-    limit::{Limiter, generation::Generation, quota::Seeder},
+    limit::Limiter,
     pages::Pages,
     proxy::Gateway,
-    redis::Redis,
     route::Routes,
-    sight::{Sight, access::AccessLog},
+    sight::Sight,
     signature::replay::Replays,
     snapshot::Snapshots,
-    spool::{Spool, ship::Shipper},
+    spool::Spool,
     store,
-    streams::Streams,
     upstream::Upstreams,
 };
+
+use parts::{
+    follow_issuer, generation, idempotency, jwks, readiness, records, redis, rules, streams, tls,
+    upstreams,
+};
+
+mod parts;
 
 /// Threads for everything that is not a request.
 const BACKGROUND_THREADS: usize = 2;
@@ -65,6 +64,10 @@ const BACKGROUND_THREADS: usize = 2;
 const UPSTREAM_ATTEMPTS: usize = 2;
 /// Idle connections that are kept to upstreams.
 const UPSTREAM_POOL: usize = 512;
+/// What leaving takes beside the lame duck and the last request.
+pub(crate) const LEAVING: Duration = LAST_ARRIVALS
+    .saturating_add(STREAMS_END)
+    .saturating_add(BACKGROUND_DRAIN);
 /// A connection accepted just before closing may still bring a request.
 const LAST_ARRIVALS: Duration = Duration::from_millis(200);
 /// What the components may take of the drain after the last request.
@@ -187,10 +190,10 @@ async fn build(
     let keys = Keys::new(pool.clone(), Clock::system());
     let redis = redis(options)?;
     redis.start().await;
-    let limiter = Arc::new(limiter(options, &redis, &pool, lifecycle).await);
-    let (seeder, seeding) = Seeder::new(redis.clone(), &options.upstreams, Clock::system())?;
-    lifecycle.spawn("quota", seeding.run(stop()));
-    let idempotency = Idempotency::new(redis.clone(), seeder, options.upstream_deadline());
+    let generation = generation(&redis, &pool, lifecycle).await;
+    let limiter = Limiter::new(redis.clone(), generation.clone(), options.gateways_max);
+    let limiter = Arc::new(limiter);
+    let idempotency = idempotency(options, &redis, &generation, lifecycle)?;
     let replays = Replays::new(redis.clone());
     let jwks = follow_issuer(options, &snapshots, lifecycle)?;
     let tokens = jwks.clone();
@@ -243,103 +246,6 @@ async fn build(
         drain,
     };
     Ok((gateway, background))
-}
-
-/// What is written down of requests: usage and access lines, and what carries them on.
-fn records(
-    options: &RunOptions,
-    lifecycle: &Lifecycle,
-) -> anyhow::Result<(Arc<Spool>, Arc<AccessLog>)> {
-    let stop = || lifecycle.stopping();
-    let spool = Arc::new(Spool::create(&options.spool_dir, options.spool_max_bytes)?);
-    lifecycle.spawn("spool", Arc::clone(&spool).keep_synced(stop()));
-    let shipper = Shipper::new(Arc::clone(&spool), options.kafka.clone());
-    lifecycle.spawn("shipper", shipper.run(stop()));
-    let access = Arc::new(AccessLog::new());
-    lifecycle.spawn("access log", Arc::clone(&access).keep_written(stop()));
-    Ok((spool, access))
-}
-
-fn streams(options: &RunOptions) -> Streams {
-    Streams::new(
-        options.streams_max,
-        options.tenant_streams_max,
-        Duration::from_secs(options.stream_idle_seconds),
-        Duration::from_secs(options.stream_max_seconds),
-    )
-}
-
-/// The APIs behind, with what follows where they are, how they are, and which version is whose.
-fn upstreams(
-    options: &RunOptions,
-    snapshots: &Arc<Snapshots>,
-    lifecycle: &Lifecycle,
-) -> Arc<Upstreams> {
-    let stop = || lifecycle.stopping();
-    let upstreams = Arc::new(Upstreams::new(&options.upstreams));
-    lifecycle.spawn("names", Arc::clone(&upstreams).resolve(stop()));
-    lifecycle.spawn("checks", Arc::clone(&upstreams).check(stop()));
-    let rollouts = Arc::clone(&upstreams).follow(Arc::clone(snapshots), Clock::system(), stop());
-    lifecycle.spawn("rollouts", rollouts);
-    upstreams
-}
-
-/// The limiter, with what follows whether Redis lost its buckets.
-async fn limiter(
-    options: &RunOptions,
-    redis: &Redis,
-    pool: &Pool,
-    lifecycle: &Lifecycle,
-) -> Limiter {
-    let generation = Generation::default();
-    // Before the first request, if possible: after a flush buckets start empty.
-    generation.look(redis, pool).await.ok();
-    let stop = lifecycle.stopping();
-    let follow = generation.clone().follow(redis.clone(), pool.clone(), stop);
-    lifecycle.spawn("generation", follow);
-    Limiter::new(redis.clone(), generation, options.gateways_max)
-}
-
-/// The issuer's keys, which are kept true beside the requests.
-fn follow_issuer(
-    options: &RunOptions,
-    snapshots: &Arc<Snapshots>,
-    lifecycle: &Lifecycle,
-) -> anyhow::Result<Option<Arc<Jwks>>> {
-    let jwks = jwks(&options.tokens, snapshots.news().clone())?;
-    if let Some(jwks) = &jwks {
-        let follow = Arc::clone(jwks).follow(Arc::clone(snapshots), lifecycle.stopping());
-        lifecycle.spawn("jwks", follow);
-    }
-    Ok(jwks)
-}
-
-fn readiness(
-    drain: &Drain,
-    snapshots: &Arc<Snapshots>,
-    spool: &Arc<Spool>,
-    jwks: Option<Arc<Jwks>>,
-) -> Readiness {
-    let (drain, snapshots, spool) = (drain.clone(), Arc::clone(snapshots), Arc::clone(spool));
-    let holds = |holds: bool, otherwise: &'static str| async move {
-        anyhow::ensure!(holds, otherwise);
-        Ok(())
-    };
-    Readiness::default()
-        .with("drain", move || holds(!drain.has_begun(), "stopping"))
-        .with("snapshot", move || {
-            holds(
-                snapshots.fresh_within(SNAPSHOT_STALE, Instant::now()),
-                "Postgres is not heard",
-            )
-        })
-        .with("spool", move || {
-            holds(spool.has_room(), "the usage spool is full")
-        })
-        .with("jwks", move || {
-            let known = jwks.as_ref().is_none_or(|jwks| jwks.version() > 0);
-            holds(known, "the issuer's keys were never read")
-        })
 }
 
 fn server(
@@ -411,10 +317,7 @@ async fn leave(options: &RunOptions, drain: &Drain, reason: Reason) {
     tokio::time::sleep(lame_duck).await;
     drain.close();
     tokio::time::sleep(LAST_ARRIVALS).await;
-    let rest = options
-        .process
-        .drain()
-        .saturating_sub(lame_duck + LAST_ARRIVALS + STREAMS_END + BACKGROUND_DRAIN);
+    let rest = options.process.drain().saturating_sub(lame_duck + LEAVING);
     if tokio::time::timeout(rest, drain.quiet()).await.is_err() {
         warn!("the drain deadline: dropping the requests that are left");
     }
@@ -454,40 +357,6 @@ async fn reach(options: &RunOptions) -> Vec<(&'static str, anyhow::Error)> {
         note(upstream.audience.as_str(), upstream.ping().await);
     }
     failures
-}
-
-/// The certificates, if there are any, followed as they are renewed.
-fn tls(options: &RunOptions, lifecycle: &Lifecycle) -> anyhow::Result<Option<Arc<Tls>>> {
-    let Some(files) = options.edge.tls() else {
-        return Ok(None);
-    };
-    let tls = Arc::new(Tls::open(files)?);
-    lifecycle.spawn("tls", Arc::clone(&tls).follow(lifecycle.stopping()));
-    Ok(Some(tls))
-}
-
-fn redis(options: &RunOptions) -> anyhow::Result<Redis> {
-    let deadline = Duration::from_millis(options.redis_deadline_ms);
-    Redis::new(&options.redis_url, &options.redis_prefix, deadline)
-}
-
-fn jwks(options: &TokenOptions, news: watch::Sender<()>) -> anyhow::Result<Option<Arc<Jwks>>> {
-    let source = match (&options.jwks_file, &options.jwks_url) {
-        (Some(file), _) => Source::File(file.clone()),
-        (None, Some(url)) => Source::Url(url.clone()),
-        (None, None) if options.jwt_issuer.is_empty() => return Ok(None),
-        (None, None) => Source::Issuer(options.jwt_issuer.clone()),
-    };
-    let ttl = Duration::from_secs(options.jwks_ttl_seconds);
-    Ok(Some(Arc::new(Jwks::new(source, ttl, news)?)))
-}
-
-fn rules(options: &TokenOptions) -> Rules {
-    Rules {
-        issuer: options.jwt_issuer.clone(),
-        audience: options.jwt_audience.clone(),
-        lifetime_max: options.jwt_lifetime_max_seconds,
-    }
 }
 
 fn background_runtime() -> anyhow::Result<Runtime> {

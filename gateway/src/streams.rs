@@ -26,7 +26,7 @@ use tracing::info;
 
 use crate::{
     answer::unavailable,
-    ctx::{Ctx, Stop},
+    ctx::{Ctx, Stop, Usage},
     headers,
     proxy::Gateway,
     reject,
@@ -38,6 +38,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Seconds after which a stream may have become free.
 const RETRY_AFTER_SECONDS: u64 = 5;
+/// Most bytes that a client may say on a WebSocket: answers to pings, and its farewell.
+const SAID_MAX_BYTES: usize = 256 * 1_024;
 const EVENT_STREAM: &str = "text/event-stream";
 /// A WebSocket's last frame from us: close, "going away" (RFC 6455, 5.5.1 and 7.4.1).
 const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
@@ -151,7 +153,9 @@ pub(crate) async fn serve(
     ctx: &mut Ctx,
     forward: &Forward,
 ) -> Result<(), Stop> {
-    let _permit = gateway.streams.open(ctx.tenant())?;
+    let permit = gateway.streams.open(ctx.tenant());
+    // As with the other limits, what is refused is not charged.
+    let _permit = permit.inspect_err(|_| ctx.usage = Usage::None)?;
     let deadline = ctx.deadline(gateway.upstream_deadline);
     let order = Order {
         audience: forward.upstream,
@@ -177,7 +181,7 @@ pub(crate) async fn serve(
     // A stream may outlast the process: nobody waits for it on the way out.
     let _streaming = gateway.drain.stream();
     ctx.in_flight = None;
-    let lost = pin!(until_lost(gateway, ctx, forward));
+    let lost = until_lost(gateway, ctx, forward);
     let end = pass(gateway, session, &mut begun, lost).await;
     metrics::counter!("gateway_streams_ended_total", "reason" => end.as_str()).increment(1);
     match end {
@@ -251,20 +255,29 @@ async fn begin(
         .await?)
 }
 
-/// Passes on what comes, until either side or a limit ends it.
+/// Passes on what comes, until either side or a limit ends it. Nothing is waited for without the
+/// limits: a side that takes nothing must not keep a stream that has ended.
 async fn pass(
     gateway: &Gateway,
     session: &mut Session,
     begun: &mut Begun,
-    mut lost: impl Future<Output = ()> + Unpin,
+    lost: impl Future<Output = ()>,
 ) -> End {
     let streams = &gateway.streams;
     let over = Instant::now() + streams.longest;
     let mut idle = Instant::now() + streams.idle;
+    let mut ended = pin!(async {
+        tokio::select! {
+            () = gateway.drain.streams_end() => End::Drain,
+            () = sleep_until(over) => End::Longest,
+            () = lost => End::Lost,
+        }
+    });
     let upgraded = session.was_upgraded();
     if let HttpSession::H1(upstream) = &mut begun.session {
         upstream.maybe_upgrade_body_writer();
     }
+    let mut said_bytes = 0;
     loop {
         let downstream = &mut session.downstream_session;
         let chunk: Bytes = tokio::select! {
@@ -274,19 +287,24 @@ async fn pass(
                 Err(_) => return End::Broken,
             },
             said = downstream.read_body_or_idle(!upgraded) => match said {
-                Ok(Some(said)) if upgraded => {
-                    if begun.session.write_request_body(said, false).await.is_err() {
-                        return End::Broken;
+                Ok(Some(said)) if upgraded && said_bytes + said.len() <= SAID_MAX_BYTES => {
+                    said_bytes += said.len();
+                    tokio::select! {
+                        written = begun.session.write_request_body(said, false) => {
+                            if written.is_err() {
+                                return End::Broken;
+                            }
+                        }
+                        end = &mut ended => return end,
+                        () = sleep_until(idle) => return End::Idle,
                     }
                     continue;
                 }
-                // Where events are sent, a client has nothing to say: it is the end.
+                // Where events are sent, a client has next to nothing to say: it is the end.
                 _ => return End::Client,
             },
-            () = gateway.drain.streams_end() => return End::Drain,
-            () = sleep_until(over) => return End::Longest,
             () = sleep_until(idle) => return End::Idle,
-            () = &mut lost => return End::Lost,
+            end = &mut ended => return end,
         };
         tokio::select! {
             written = session.write_response_body(Some(chunk), false) => {
@@ -294,8 +312,8 @@ async fn pass(
                     return End::Client;
                 }
             }
-            // A client that takes nothing is not waited for.
-            () = &mut lost => return End::Client,
+            // A client that takes nothing is not waited for, and takes no farewell either.
+            _ = &mut ended => return End::Client,
         }
         idle = Instant::now() + streams.idle;
     }
@@ -308,7 +326,7 @@ async fn until_lost(gateway: &Gateway, ctx: &Ctx, forward: &Forward) {
     let principal = principal.expect("only admitted requests are forwarded");
     let mut news = gateway.snapshots.news().subscribe();
     loop {
-        match gateway.renew(principal, forward.scopes, ctx.address) {
+        match gateway.renew(principal, forward.scopes, ctx.address, ctx.signed.is_some()) {
             Ok(until) => {
                 let rest = until.duration_since(gateway.clock.now());
                 let rest = Duration::try_from(rest).unwrap_or_default();

@@ -3,6 +3,7 @@
 
 use bytes::{Bytes, BytesMut};
 use contracts::{
+    assertion::Scope,
     id::JobId,
     job_type::compute_units,
     problem::{Code, Problem},
@@ -21,7 +22,7 @@ use crate::{
     keys::{self, serve::Call},
     proxy::{Gateway, target},
     reject,
-    route::{Body, Forward, Transaction},
+    route::{Body, Forward, KEYS, Transaction},
     signature::require_digest,
     upstream::{Answer, Failure, Order},
 };
@@ -39,6 +40,15 @@ pub(crate) enum To<'a> {
     Keys(Call),
 }
 
+impl To<'_> {
+    fn scopes(&self) -> &'static [Scope] {
+        match self {
+            Self::Upstream(forward) => forward.scopes,
+            Self::Keys(_) => KEYS,
+        }
+    }
+}
+
 /// Serves an admitted request of a route that takes a body.
 pub(crate) async fn serve(
     gateway: &Gateway,
@@ -54,6 +64,8 @@ pub(crate) async fn serve(
     }
     let body = read(gateway, session).await?;
     ctx.request_bytes = body.len() as u64;
+    // That took as long as the client liked: who was let in may have been shut out meanwhile.
+    gateway.renew_here(ctx, to.scopes())?;
     require_digest(ctx.signed.as_ref(), &body)?;
     let units = check(transaction.body, &session.req_header().headers, &body)?;
     let claim = match &key {
@@ -227,6 +239,10 @@ async fn settle(
     let idempotency = &gateway.idempotency;
     let answer = match outcome {
         Ok(answer) if answer.header.status.is_success() => answer,
+        // Sent again, it could act twice, since no record tells a repetition.
+        Err(problem) if !transaction.recorded && is_unknown(problem.code()) => {
+            return idempotency.end(claim, Ending::Unknown, false).await;
+        }
         _ => return idempotency.end(claim, Ending::Freed, false).await,
     };
     let headers = &answer.header.headers;
@@ -247,6 +263,11 @@ async fn settle(
     };
     let ending = Ending::Kept(&kept, created(headers));
     idempotency.end(claim, ending, acted).await;
+}
+
+/// Whether nobody knows if the upstream acted.
+fn is_unknown(code: Code) -> bool {
+    matches!(code, Code::GatewayTimeout | Code::BadGateway)
 }
 
 /// The job that an answer's `Location` names.

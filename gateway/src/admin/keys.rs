@@ -76,7 +76,7 @@ pub(super) async fn carry_out(
     match command {
         KeyCommand::Create(new) => {
             let tenant = new.tenant;
-            let created = keys.create(&new.into_key(clock)?, None).await?;
+            let created = keys.create(&new.into_key(clock)?, None, None).await?;
             Ok(with_tenant(tenant, &created))
         }
         KeyCommand::List { tenant } => {
@@ -87,7 +87,7 @@ pub(super) async fn carry_out(
                 .collect())
         }
         KeyCommand::Rotate { id, overlap } => {
-            let rotated = keys.rotate(None, id, overlap, |_| Ok(())).await?;
+            let rotated = keys.rotate(None, id, None, overlap, |_| Ok(())).await?;
             Ok(json!(rotated))
         }
         KeyCommand::Revoke { id } => {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use jsonwebtoken::{
     Algorithm, DecodingKey,
@@ -243,18 +243,14 @@ fn complain(error: &anyhow::Error) {
 /// The keys of a document that can be used here; others are left out, whatever they are.
 fn parse(document: &[u8]) -> anyhow::Result<HashMap<String, Arc<Key>>> {
     let document: Document = serde_json::from_slice(document).context("not a JWK set")?;
-    let keys: HashMap<String, Arc<Key>> = document
+    // None is an answer too: whoever withdraws the last key means it.
+    Ok(document
         .keys
         .into_iter()
         .filter_map(|value| serde_json::from_value::<Jwk>(value).ok())
         .filter_map(usable)
         .take(KEYS_MAX)
-        .collect();
-    ensure!(
-        !keys.is_empty(),
-        "the JWK set has no key for RS256, ES256 or EdDSA with a kid"
-    );
-    Ok(keys)
+        .collect())
 }
 
 fn usable(jwk: Jwk) -> Option<(String, Arc<Key>)> {
@@ -307,7 +303,10 @@ mod tests {
         let keys = parse(format!(r#"{{"keys":[{all}]}}"#).as_bytes()).unwrap();
         assert_eq!(keys.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(keys["a"].algorithm, Algorithm::EdDSA);
-        assert!(parse(format!(r#"{{"keys":[{symmetric}]}}"#).as_bytes()).is_err());
+        // Whoever withdraws the last key means it.
+        let none = parse(format!(r#"{{"keys":[{symmetric}]}}"#).as_bytes());
+        assert!(none.unwrap().is_empty());
+        assert!(parse(b"{}").is_err());
     }
 
     #[tokio::test]
@@ -332,6 +331,9 @@ mod tests {
         write(&ED25519.replace("11qY", "12qY").replace("\"a\"", "\"b\""));
         jwks.read().await.unwrap();
         assert!(!jwks.has(&key) && !jwks.has(&new.unwrap()));
+        write("");
+        jwks.read().await.unwrap();
+        assert!(jwks.find("b").await.1.is_none());
         std::fs::remove_file(file).unwrap();
     }
 }

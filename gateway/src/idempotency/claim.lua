@@ -2,7 +2,7 @@
 -- content's mark are one step: a replay pays nothing, and what is refused holds nothing.
 -- KEYS: the key, the month's quota, the content. ARGV: fingerprint, token, the claim's life in ms,
 -- compute units, most of them in the month (negative: no bound), the quota's life in ms (0: none is
--- counted), whether content is unique.
+-- counted), whether content is unique, the generation of Redis.
 local held = redis.call('HMGET', KEYS[1], 'hash', 'state', 'head', 'body')
 if held[1] then
   if held[1] ~= ARGV[1] then return { 'mismatch' } end
@@ -12,7 +12,7 @@ local units, most, counted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] ~= '0
 local used, known = 0, 1
 if counted then
   local quota = redis.call('HMGET', KEYS[2], 'used', 'known')
-  used, known = tonumber(quota[1]) or 0, tonumber(quota[2]) or 0
+  used, known = tonumber(quota[1]) or 0, quota[2] == ARGV[8] and 1 or 0
   if most >= 0 and used + units > most then return { 'exhausted', used, known } end
 end
 if ARGV[7] == '1' then

@@ -9,8 +9,10 @@ use contracts::{
     problem::{Code, Problem},
 };
 use jiff::Timestamp;
-use tokio_postgres::{GenericClient, Row};
+use tokio_postgres::{GenericClient, Row, types::ToSql};
 use uuid::Uuid;
+
+use crate::auth::Principal;
 
 /// Makes everyone who adds keys to a tenant take turns, so that its keys can be counted.
 pub(super) async fn lock_tenant(
@@ -23,6 +25,33 @@ pub(super) async fn lock_tenant(
     let detail = format!("There is no tenant {tenant}.");
     found.ok_or_else(|| Problem::new(Code::NotFound, detail))?;
     Ok(())
+}
+
+/// Refuses whoever was shut out since they were let in. Their key's row is held, so that revoking it
+/// and making a key with it come one after the other.
+pub(super) async fn require_good(
+    client: &impl GenericClient,
+    asker: &Principal,
+) -> anyhow::Result<()> {
+    let mut good = true;
+    if let Some(id) = asker.key_id() {
+        let sql = "-- gateway.hold_key\n\
+                   SELECT revoked_at IS NULL AND expires_at > clock_timestamp()\n\
+                   FROM gateway.api_keys WHERE id = $1 FOR SHARE";
+        let row = client.query_opt(sql, &[&id.uuid()]).await?;
+        good = row.is_some_and(|row| row.get(0));
+    }
+    let sql = "-- gateway.is_revoked\n\
+               SELECT EXISTS (SELECT FROM gateway.revocations\n    \
+               WHERE (kind, value) IN (('tenant', $1), ('subject', $2), ('jti', $3)))";
+    let identity = asker.identity();
+    let (tenant, subject) = (identity.tenant.to_string(), identity.subject.as_str());
+    let named: [&(dyn ToSql + Sync); 3] = [&tenant, &subject, &asker.jti()];
+    let is_revoked: bool = client.query_one(sql, &named).await?.get(0);
+    if good && !is_revoked {
+        return Ok(());
+    }
+    Err(Problem::new(Code::InvalidToken, "The credential is not valid.").into())
 }
 
 /// How many keys of a tenant are good, and how many there are.

@@ -113,7 +113,7 @@ async fn carry_out(
             let hash = hash.as_ref().try_into().expect("SHA-256 has 32 bytes");
             let key = key.map(Key::as_str);
             let repeatable = key.map(|key| Repeatable { key, hash });
-            let created = keys.create(&new, repeatable).await?;
+            let created = keys.create(&new, principal, repeatable).await?;
             let mut answer = json(StatusCode::CREATED, &created)?;
             let location = format!("/v1/api-keys/{}", created.view.key_id);
             answer.header.insert_header(header::LOCATION, location)?;
@@ -136,7 +136,7 @@ async fn carry_out(
             let overlap = grant::overlap(asked)?;
             let may = |key: &KeyView| grant::may_rotate(asks, key);
             let rotated = keys
-                .rotate(Some(tenant), id(request)?, overlap, may)
+                .rotate(Some(tenant), id(request)?, principal, overlap, may)
                 .await?;
             json(StatusCode::OK, &rotated)
         }

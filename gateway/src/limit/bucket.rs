@@ -38,6 +38,8 @@ pub struct Taken {
     pub violated: [bool; POLICIES],
     /// Whole tokens left in each.
     pub remaining: [u32; POLICIES],
+    /// When, by the clock of the buckets.
+    pub at_ms: u64,
 }
 
 impl Policy {
@@ -132,6 +134,7 @@ pub fn take(
         retry_ms: 0,
         violated: [false; POLICIES],
         remaining: [0; POLICIES],
+        at_ms: now_ms,
     };
     for (index, (bucket, policy)) in buckets.iter_mut().zip(policies).enumerate() {
         bucket.refill(policy, now_ms);

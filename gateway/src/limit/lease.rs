@@ -20,8 +20,12 @@ pub struct Tokens {
     gateways: u32,
     left: u32,
     void_at_ms: u64,
-    /// Until then the shared buckets remember us.
+    /// What was last seen of the shared buckets, and until when they remember it.
+    seen: [u32; POLICIES],
+    seen_ms: u64,
     kept_until_ms: u64,
+    /// Requests let through while the shared buckets could not be asked, which they shall pay.
+    owed: u32,
     denied: Option<Denied>,
     remaining: [u32; POLICIES],
     traffic: Traffic,
@@ -64,6 +68,17 @@ pub struct Denied {
     pub violated: [bool; POLICIES],
 }
 
+/// What the shared buckets need to know of a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// When it last saw them, by their clock; 0 if it never did, or long ago.
+    pub seen_ms: u64,
+    /// Tokens it saw in them.
+    pub seen: [u32; POLICIES],
+    /// Requests it let through while it could not ask.
+    pub owed: u32,
+}
+
 /// How fast requests come.
 #[derive(Clone, Copy, Debug)]
 struct Traffic {
@@ -86,7 +101,10 @@ impl Tokens {
             gateways,
             left: 0,
             void_at_ms: 0,
+            seen: [0; POLICIES],
+            seen_ms: 0,
             kept_until_ms: 0,
+            owed: 0,
             denied: None,
             remaining: [0; POLICIES],
             traffic,
@@ -106,10 +124,16 @@ impl Tokens {
         &self.policies
     }
 
-    /// Whether the shared buckets must still be there: if they are not, they were lost.
+    /// What the shared buckets need to know of us.
     #[must_use]
-    pub fn expected(&self, now_ms: u64) -> bool {
-        now_ms < self.kept_until_ms
+    pub fn past(&self, now_ms: u64) -> Past {
+        // What they have forgotten because they were full, we forget too.
+        let remembered = now_ms < self.kept_until_ms;
+        Past {
+            seen_ms: if remembered { self.seen_ms } else { 0 },
+            seen: self.seen,
+            owed: self.owed,
+        }
     }
 
     /// Decides on a request, without a trip if possible.
@@ -138,6 +162,8 @@ impl Tokens {
     /// the first to spend it.
     pub fn granted(&mut self, taken: &Taken, asked_ms: u64) -> Outcome {
         self.own = None;
+        self.owed = 0;
+        (self.seen, self.seen_ms) = (taken.remaining, taken.at_ms);
         let kept = self.policies.iter().map(Policy::ms_to_fill).max();
         self.kept_until_ms = asked_ms + kept.unwrap_or(0);
         let outcome = self.receive(taken, asked_ms);
@@ -153,6 +179,7 @@ impl Tokens {
         let shares = self.policies.map(|policy| policy.share(self.gateways));
         let own = self.own.get_or_insert([Bucket::empty(now_ms); POLICIES]);
         let taken = take(own, &shares, now_ms, 1);
+        self.owed = self.owed.saturating_add(taken.granted);
         self.receive(&taken, now_ms)
     }
 
@@ -246,6 +273,7 @@ mod tests {
             retry_ms: 0,
             violated: [false; 2],
             remaining: [5, 9],
+            at_ms: 0,
         };
         assert!(matches!(tokens.granted(&given, 0), Outcome::Admit(_)));
         let Decision::Known(Outcome::Admit(standing)) = tokens.decide(10) else {
@@ -258,6 +286,7 @@ mod tests {
             retry_ms: 700,
             violated: [true, false],
             remaining: [0, 9],
+            at_ms: 1_000,
         };
         assert!(matches!(tokens.granted(&none, 1_000), Outcome::Deny(..)));
         let Decision::Known(Outcome::Deny(_, denied)) = tokens.decide(1_699) else {

@@ -1,7 +1,11 @@
 //! The monthly quota of compute units: counted in Redis when a key is claimed, judged against the
 //! plan, and taken again from metering where Redis does not know how much was used.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use contracts::{
@@ -11,6 +15,7 @@ use contracts::{
     problem::{Code, Problem},
 };
 use fred::types::Value;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use http::{HeaderName, HeaderValue};
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use ops::{clock::Clock, config::Key32};
@@ -21,7 +26,7 @@ use tracing::warn;
 
 use crate::{
     config::UpstreamOptions,
-    limit::{LIMIT, POLICY},
+    limit::{LIMIT, POLICY, generation::Generation},
     redis::{Redis, Script},
 };
 
@@ -29,18 +34,24 @@ use crate::{
 const NAME: &str = "month";
 /// How long a month's count is kept: longer than any month.
 pub const KEPT: Duration = Duration::from_hours(40 * 24);
-/// Tenants whose use is to be asked for; more are asked for when they come again.
+/// Tenants whose use is asked for at once; more are asked for when they come again.
 const ASKED_MAX: usize = 256;
+/// How many of them metering is asked for at the same time: one that hangs holds up no other.
+const ASKED_AT_ONCE: usize = 16;
+/// A tenant is not asked for again so soon.
+const ASKED_EVERY: Duration = Duration::from_secs(5);
 /// How long metering may take.
 const METERING_DEADLINE: Duration = Duration::from_secs(2);
 /// What is asked of metering: this month's compute units.
 const USAGE: &str = "/v1/usage?granularity=month&meter=JOB_SUBMISSION";
 
-/// Adds what was used before Redis knew, once.
+/// Takes metering's count where it is the larger one, once a generation: what Redis counted since
+/// it was empty is among what metering knows, but for the last moments.
 const SEED: &str = "\
-if redis.call('HGET', KEYS[1], 'known') then return 0 end
-redis.call('HINCRBY', KEYS[1], 'used', ARGV[1])
-redis.call('HSET', KEYS[1], 'known', 1)
+if redis.call('HGET', KEYS[1], 'known') == ARGV[3] then return 0 end
+local used = tonumber(redis.call('HGET', KEYS[1], 'used')) or 0
+redis.call('HSET', KEYS[1], 'used', string.format('%.0f', math.max(used, tonumber(ARGV[1]))))
+redis.call('HSET', KEYS[1], 'known', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1";
 
@@ -72,12 +83,14 @@ pub struct Used {
 #[derive(Clone, Debug)]
 pub struct Seeder {
     wanted: mpsc::Sender<TenantId>,
+    asked: Arc<Mutex<HashMap<TenantId, Instant>>>,
 }
 
 /// The other end of a [`Seeder`].
 pub struct Seeding {
     wanted: mpsc::Receiver<TenantId>,
     redis: Redis,
+    generation: Generation,
     metering: Url,
     key: Key32,
     client: reqwest::Client,
@@ -165,6 +178,7 @@ impl Seeder {
     /// When the HTTP client cannot be set up.
     pub fn new(
         redis: Redis,
+        generation: Generation,
         upstreams: &UpstreamOptions,
         clock: Clock,
     ) -> anyhow::Result<(Self, Seeding)> {
@@ -180,18 +194,29 @@ impl Seeder {
         let seeding = Seeding {
             wanted,
             redis,
+            generation,
             metering: upstreams.metering_url.clone(),
             key: upstreams.metering_assertion_key.clone(),
             client,
             clock,
         };
-        Ok((Self { wanted: asked }, seeding))
+        let seeder = Self {
+            wanted: asked,
+            asked: Arc::default(),
+        };
+        Ok((seeder, seeding))
     }
 
-    /// Has a tenant's use asked for; who asks again meanwhile is asked for once.
+    /// Has a tenant's use asked for, unless it was a moment ago.
     pub fn ask(&self, tenant: TenantId) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        asked.retain(|_, at| now.duration_since(*at) < ASKED_EVERY);
         // Where too many are asked for, the next claim asks again.
-        self.wanted.try_send(tenant).ok();
+        if asked.len() < ASKED_MAX && !asked.contains_key(&tenant) {
+            asked.insert(tenant, now);
+            self.wanted.try_send(tenant).ok();
+        }
     }
 }
 
@@ -202,29 +227,42 @@ impl Seeding {
     /// Never by itself.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let seed = Script::new(SEED);
+        let mut wanted = std::mem::replace(&mut self.wanted, mpsc::channel(1).1);
+        let mut under_way = FuturesUnordered::new();
         loop {
-            let tenant = tokio::select! {
+            tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                tenant = self.wanted.recv() => tenant,
-            };
-            let Some(tenant) = tenant else { return Ok(()) };
-            if let Err(error) = self.seed(&seed, tenant).await {
-                let error = format!("{error:#}");
-                warn!(tenant.id = %tenant, error, "the month's compute units are not known");
+                Some(()) = under_way.next() => {}
+                tenant = wanted.recv(), if under_way.len() < ASKED_AT_ONCE => {
+                    let Some(tenant) = tenant else { return Ok(()) };
+                    under_way.push(self.seed_or_say(&seed, tenant));
+                }
             }
+        }
+    }
+
+    async fn seed_or_say(&self, script: &Script, tenant: TenantId) {
+        if let Err(error) = self.seed(script, tenant).await {
+            let error = format!("{error:#}");
+            warn!(tenant.id = %tenant, error, "the month's compute units are not known");
         }
     }
 
     async fn seed(&self, script: &Script, tenant: TenantId) -> anyhow::Result<()> {
         let now = self.clock.now();
         let place = Month::of(now).place(&self.redis, tenant);
-        let known: Option<u8> = self.redis.field(&place, "known").await?;
-        if known.is_some() {
+        let born = self.generation.born_ms().to_string();
+        let known: Option<String> = self.redis.field(&place, "known").await?;
+        if known.as_ref() == Some(&born) {
             return Ok(());
         }
         let used = self.used(tenant, now).await?;
         let kept = i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX);
-        let arguments = vec![Value::from(used.to_string()), Value::from(kept)];
+        let arguments = vec![
+            Value::from(used.to_string()),
+            Value::from(kept),
+            Value::from(born),
+        ];
         self.redis.run::<i64>(script, place, arguments).await?;
         Ok(())
     }

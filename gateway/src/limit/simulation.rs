@@ -117,6 +117,7 @@ impl World {
             retry_ms: arrival.retry_ms,
             violated: arrival.violated,
             remaining: arrival.remaining,
+            at_ms: arrival.decided.0,
         };
         if let Outcome::Admit(_) = gateway.tokens.granted(&taken, arrival.asked_ms) {
             self.admitted.push(arrival.decided.0);

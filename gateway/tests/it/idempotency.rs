@@ -50,6 +50,10 @@ async fn a_request_whose_connection_broke_is_sent_again_only_where_the_upstream_
     let second = app.post(test, "k4", "").send().await.unwrap();
     assert_eq!(problem(second).await["code"], "BAD_GATEWAY");
     assert_eq!(webhooks.count(), 2);
+    // Whether that acted nobody knows, and no record would tell a second time from the first.
+    let again = problem(app.post(test, "k4", "").send().await.unwrap()).await;
+    assert_eq!(again["code"], "IDEMPOTENCY_CONFLICT");
+    assert_eq!(webhooks.count(), 2);
 }
 
 #[tokio::test]

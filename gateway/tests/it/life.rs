@@ -18,6 +18,7 @@ async fn bad_configuration_exits_64_and_an_unknown_schema_is_refused() {
         "run --listen nonsense",
         "run --jobs-url ftp://a",
         "run --jwt-issuer=",
+        "run --drain-seconds 12 --upstream-deadline-ms 10000 --lame-duck-ms 1000",
     ] {
         let output = app.run(command);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

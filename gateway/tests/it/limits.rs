@@ -67,6 +67,30 @@ async fn a_limit_is_published_enforced_and_recovers_as_told() {
 }
 
 #[tokio::test]
+async fn buckets_that_redis_evicted_are_as_they_were_last_seen() {
+    let plan = "--per-minute 60 --burst 10 --per-hour 1000";
+    let app = app::start_with_plan(&[("GATEWAYS_MAX", "1")], plan).await;
+    let (url, prefix) = (app.variable("REDIS_URL"), app.variable("REDIS_PREFIX"));
+    let evict = async || {
+        for key in redis::keys(url, &format!("{prefix}:rate:")).await {
+            let _: i64 = redis::ask(url, &["DEL", &key]).await;
+        }
+    };
+    counted(&app).await;
+    // Not empty, as after a flush: nobody else's keys shall cost a tenant its own tokens.
+    evict().await;
+    assert_eq!(app.get("/v1/jobs").await.status(), StatusCode::OK);
+    while app.get("/v1/jobs").await.status() == StatusCode::OK {}
+    // And not full.
+    evict().await;
+    let mut admitted = 0;
+    for _ in 0..10 {
+        admitted += u32::from(app.get("/v1/jobs").await.status() == StatusCode::OK);
+    }
+    assert!(admitted <= 3, "{admitted}");
+}
+
+#[tokio::test]
 async fn two_gateways_share_one_limit() {
     let plan = "--per-minute 60 --burst 20 --per-hour 1000";
     let mut one = app::start_with_plan(&[], plan).await;

@@ -3,12 +3,15 @@
 
 use std::time::{Duration, Instant};
 
+use ops::testing::eventually;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     app::{self, App},
     issuer::{Issuer, Server},
+    raw,
 };
 
 /// A stream that said one thing, and will say no more.
@@ -114,11 +117,52 @@ async fn a_client_that_leaves_takes_its_stream_along() {
     drop(open(&app, &app.key).await);
     // The gateway lets go of the upstream too, and says how it went.
     let deadline = Duration::from_secs(5);
-    ops::testing::eventually("the stream is noted", deadline, async || {
+    eventually("the stream is noted", deadline, async || {
         let metrics = app.metrics().await;
         let ended = "gateway_requests_total{route=\"/v1/jobs/{job_id}/events\",\
                      method=\"GET\",plan=\"test\",status=\"2xx\"} 1";
         metrics.contains(ended).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_a_revoked_key_had_begun_to_send_is_not_done() {
+    let app = app::start(&[]).await;
+    let scopes = "jobs:submit,jobs:read,keys:admin";
+    let revoked = app.new_key(&app.tenant, scopes);
+    let known = async || {
+        let request = app.client.get(format!("{}/v1/jobs", app.url));
+        Some(request.bearer_auth(&revoked).send().await.unwrap().status())
+    };
+    let until = async |wanted: StatusCode| {
+        let is = async || known().await.filter(|status| *status == wanted);
+        eventually("the key is known", Duration::from_secs(3), is).await;
+    };
+    until(StatusCode::OK).await;
+    let mut begun = Vec::new();
+    for (path, body) in [
+        ("/v1/jobs", r#"{"type":"digest","payload":{"text":"a"}}"#),
+        ("/v1/api-keys", r#"{"scopes":["jobs:read"]}"#),
+    ] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {revoked}\r\n\
+             Idempotency-Key: k\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(app.listen).await.unwrap();
+        let (most, last) = body.split_at(body.len() - 1);
+        stream.write_all((head + most).as_bytes()).await.unwrap();
+        begun.push((stream, last));
+    }
+    let id = revoked.split('_').nth(1).unwrap();
+    app.admin(&format!("admin key revoke key_{id}"));
+    until(StatusCode::UNAUTHORIZED).await;
+    let hits = app.upstreams.seen.count();
+    for (mut stream, last) in begun {
+        stream.write_all(last.as_bytes()).await.unwrap();
+        let answer = raw::answer(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+    assert_eq!(app.upstreams.seen.count(), hits);
 }

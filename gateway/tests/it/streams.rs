@@ -158,6 +158,16 @@ async fn a_websocket_carries_events_one_way_and_pings_both() {
 }
 
 #[tokio::test]
+async fn a_client_that_talks_too_much_on_a_websocket_is_cut_off() {
+    let app = app::start(&[]).await;
+    let socket = open_socket(&app, "/v1/jobs/job_1/events", &app.key);
+    let mut socket = socket.await.unwrap();
+    let flood = async { while socket.send(Message::text("x".repeat(10_000))).await.is_ok() {} };
+    let cut = tokio::time::timeout(Duration::from_secs(10), flood).await;
+    assert!(cut.is_ok(), "it may talk for ever");
+}
+
+#[tokio::test]
 async fn a_websocket_is_closed_in_good_order_when_the_process_ends() {
     let mut app = app::start(&[]).await;
     let mut socket = open_socket(&app, "/v1/jobs/job_1/events", &app.key)

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::{self, Write as _},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
@@ -247,18 +246,12 @@ impl Verdict {
         };
         let (mut published, mut standing) = (FieldText::new(), FieldText::new());
         for (index, policy) in policies.iter().enumerate() {
-            let Policy {
-                name,
-                quota,
-                window_seconds,
-                ..
-            } = policy;
-            let next = if index == 0 { "" } else { ", " };
-            published.add(format_args!(
-                "{next}\"{name}\";q={quota};w={window_seconds}"
-            ));
-            let (left, reset) = (remaining[index], reset(index));
-            standing.add(format_args!("{next}\"{name}\";r={left};t={reset}"));
+            published.item(policy.name);
+            published.parameter(";q=", policy.quota);
+            published.parameter(";w=", policy.window_seconds);
+            standing.item(policy.name);
+            standing.parameter(";r=", remaining[index]);
+            standing.parameter(";t=", reset(index));
         }
         // The triple speaks of the limit that is nearest.
         let nearest = usize::from(remaining[1] < remaining[0]);
@@ -281,8 +274,16 @@ impl FieldText {
         Self(String::with_capacity(FIELD_BYTES))
     }
 
-    fn add(&mut self, text: fmt::Arguments<'_>) {
-        self.0.write_fmt(text).expect("a string takes any text");
+    fn item(&mut self, name: &str) {
+        let open = if self.0.is_empty() { "\"" } else { ", \"" };
+        for part in [open, name, "\""] {
+            self.0.push_str(part);
+        }
+    }
+
+    fn parameter(&mut self, name: &str, value: impl itoa::Integer) {
+        self.0.push_str(name);
+        self.0.push_str(itoa::Buffer::new().format(value));
     }
 
     fn value(self) -> HeaderValue {

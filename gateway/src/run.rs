@@ -17,8 +17,6 @@ use ops::{
     telemetry::Telemetry,
 };
 use pingora::{
-    apps::HttpServerOptions,
-    proxy::http_proxy,
     server::{RunArgs, Server, configuration::ServerConf},
     services::listening::Service,
 };
@@ -61,10 +59,6 @@ use crate::{
 
 /// Threads for everything that is not a request.
 const BACKGROUND_THREADS: usize = 2;
-/// Attempts of a request upstream, the first included.
-const UPSTREAM_ATTEMPTS: usize = 2;
-/// Idle connections that are kept to upstreams.
-const UPSTREAM_POOL: usize = 512;
 /// A connection accepted just before closing may still bring a request.
 const LAST_ARRIVALS: Duration = Duration::from_millis(200);
 /// What the components may take of the drain after the last request.
@@ -351,8 +345,6 @@ fn server(
         // Never slept through: the process ends once everyone is served.
         grace_period_seconds: Some(options.process.drain_seconds),
         graceful_shutdown_timeout_seconds: Some(1),
-        max_retries: UPSTREAM_ATTEMPTS,
-        upstream_keepalive_pool_size: UPSTREAM_POOL,
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
@@ -363,12 +355,7 @@ fn server(
         drain: gateway.drain.clone(),
         abuse: Arc::clone(&gateway.abuse),
     };
-    let mut proxy = http_proxy(&server.configuration, gateway);
-    let mut http = HttpServerOptions::default();
-    // Not to tunnel: so that it is we who refuse it, as a problem.
-    http.allow_connect_method_proxying = true;
-    proxy.server_options = Some(http);
-    let door = Door::new(proxy, tls, &options.edge, hall);
+    let door = Door::new(&server.configuration, gateway, tls, &options.edge, hall);
     let mut service = Service::new("gateway".to_owned(), door);
     service.add_tcp(&options.listen.to_string());
     server.add_service(Open::new(service, sockets, accepting));

@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::{
-    keys::uses::LastUse, limit::quota::Quota, rule::Rule, signature::Signing,
+    auth::stated::Ready, keys::uses::LastUse, limit::quota::Quota, rule::Rule, signature::Signing,
     upstream::rollout::Rollout,
 };
 
@@ -93,6 +93,8 @@ pub struct ApiKey {
     pub identity: Identity,
     /// When it was last used.
     pub last_use: LastUse,
+    /// What is stated about whom it speaks for.
+    pub ready: Ready,
 }
 
 /// Whom a credential speaks for.

@@ -106,6 +106,16 @@ impl Redis {
         })
     }
 
+    /// The same for who is no request, on a line of its own: a line is of the runtime that uses it
+    /// first, and a call that has to wake another thread costs more than the call.
+    #[must_use]
+    pub fn aside(&self) -> Self {
+        Self {
+            line: Arc::new(self.line.another()),
+            ..self.clone()
+        }
+    }
+
     /// Connects in the background of the present runtime, and again whenever the connection is
     /// lost; waits a moment for the first connection.
     pub async fn start(&self) {

@@ -17,6 +17,7 @@ use ops::{
     telemetry::Telemetry,
 };
 use pingora::{
+    listeners::{L4BufferSettings, ListenerConfig},
     server::{RunArgs, Server, configuration::ServerConf},
     services::listening::Service,
 };
@@ -57,6 +58,9 @@ use crate::{
     upstream::Upstreams,
 };
 
+/// What is sent to a client together: the header and body of nearly every answer. What is read of
+/// one goes where it is needed, so there is no buffer for it.
+const CLIENT_WRITE_BYTES: usize = 4 * 1_024;
 /// Threads for everything that is not a request.
 const BACKGROUND_THREADS: usize = 2;
 /// A connection accepted just before closing may still bring a request.
@@ -180,7 +184,7 @@ async fn build(
     let redis = redis(options)?;
     redis.start().await;
     let limiter = Arc::new(limiter(options, &redis, &pool, lifecycle).await);
-    let (seeder, seeding) = Seeder::new(redis.clone(), &options.upstreams, Clock::system())?;
+    let (seeder, seeding) = Seeder::new(redis.aside(), &options.upstreams, Clock::system())?;
     lifecycle.spawn("quota", seeding.run(stop()));
     let idempotency = Idempotency::new(redis.clone(), seeder, options.upstream_deadline());
     let replays = Replays::new(redis.clone());
@@ -284,9 +288,10 @@ async fn limiter(
 ) -> Limiter {
     let generation = Generation::default();
     // Before the first request, if possible: after a flush buckets start empty.
-    generation.look(redis, pool).await.ok();
+    let aside = redis.aside();
+    generation.look(&aside, pool).await.ok();
     let stop = lifecycle.stopping();
-    let follow = generation.clone().follow(redis.clone(), pool.clone(), stop);
+    let follow = generation.clone().follow(aside, pool.clone(), stop);
     lifecycle.spawn("generation", follow);
     Limiter::new(redis.clone(), generation, options.gateways_max)
 }
@@ -357,7 +362,8 @@ fn server(
     };
     let door = Door::new(&server.configuration, gateway, tls, &options.edge, hall);
     let mut service = Service::new("gateway".to_owned(), door);
-    service.add_tcp(&options.listen.to_string());
+    let listener = ListenerConfig::tcp(&options.listen.to_string());
+    service.add_listener(listener.l4_buffer(L4BufferSettings::new(0, CLIENT_WRITE_BYTES)));
     server.add_service(Open::new(service, sockets, accepting));
     server
 }

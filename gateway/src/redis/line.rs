@@ -93,19 +93,22 @@ impl Line {
         }
     }
 
+    /// A line of its own to the same place.
+    pub(super) fn another(&self) -> Self {
+        Self::new(self.target.clone())
+    }
+
     /// Sends a command and waits for its answer.
     ///
     /// # Errors
     /// At once when there is no connection; when it is lost meanwhile; what Redis says.
     pub(super) async fn ask(&self, command: &[Value]) -> Result<Value, String> {
-        let answer = match self.shared.send(command) {
-            Some(answer) => answer,
-            None => {
-                self.up().await;
-                let answer = self.shared.send(command);
-                answer.ok_or_else(|| "there is no connection".to_owned())?
-            }
-        };
+        let mut answer = self.shared.send(command);
+        if answer.is_none() {
+            self.up().await;
+            answer = self.shared.send(command);
+        }
+        let answer = answer.ok_or_else(|| "there is no connection".to_owned())?;
         answer
             .await
             .map_err(|_| "the connection is lost".to_owned())?

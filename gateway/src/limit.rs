@@ -125,12 +125,16 @@ impl Limiter {
                 .map(|(id, local)| (*id, Arc::clone(local)))
                 .collect()
         };
+        // The line of requests ends with them.
+        let aside = self.redis.aside();
         for (tenant, local) in tenants {
             let now = self.now_ms();
             let left = local.with(|tokens| tokens.surrender(now));
             if left > 0 {
                 // Unreturned tokens come back by themselves: nothing is lost by a failure.
-                self.take(tenant, &local, -i64::from(left)).await.ok();
+                self.take(&aside, tenant, &local, -i64::from(left))
+                    .await
+                    .ok();
             }
         }
     }
@@ -146,7 +150,9 @@ impl Limiter {
         }
         let want = want.max(waiting).min(ASK_MAX);
         let asked_ms = self.now_ms();
-        let taken = self.take(tenant.id, local, i64::from(want)).await;
+        let taken = self
+            .take(&self.redis, tenant.id, local, i64::from(want))
+            .await;
         let outcome = local.with(|tokens| match &taken {
             Ok(taken) => tokens.granted(taken, asked_ms),
             Err(Unavailable) => tokens.without_redis(self.now_ms()),
@@ -155,7 +161,13 @@ impl Limiter {
         outcome
     }
 
-    async fn take(&self, tenant: TenantId, local: &Local, want: i64) -> Result<Taken, Unavailable> {
+    async fn take(
+        &self,
+        redis: &Redis,
+        tenant: TenantId,
+        local: &Local,
+        want: i64,
+    ) -> Result<Taken, Unavailable> {
         let now = self.now_ms();
         let (policies, expected) = local.with(|tokens| (*tokens.policies(), tokens.expected(now)));
         let mut arguments = vec![
@@ -167,8 +179,8 @@ impl Limiter {
             arguments.push(Value::from(policy.capacity.to_string()));
             arguments.push(Value::from(policy.per_ms.to_string()));
         }
-        let key = self.redis.key("rate", tenant, "");
-        let answer: Vec<i64> = self.redis.run(&self.script, key, arguments).await?;
+        let key = redis.key("rate", tenant, "");
+        let answer: Vec<i64> = redis.run(&self.script, key, arguments).await?;
         let [granted, retry, violated, first, second] = answer[..] else {
             return Err(Unavailable);
         };

@@ -174,7 +174,11 @@ impl Spool {
                 () = tokio::time::sleep(SYNC_EVERY) => {}
             }
             self.sync().await;
-            self.prepare().await;
+            // Who stops needs no next file, and a slow disk must not keep the process.
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.prepare() => {}
+            }
         }
         self.sync().await;
         Ok(())
@@ -412,7 +416,7 @@ mod tests {
     async fn records_overwrite_zeros_and_make_no_file_longer() {
         let root = tempfile::tempdir().unwrap();
         let spool = Arc::new(Spool::create(root.path(), u64::MAX).unwrap());
-        let record = segment::frame(&[7; 60_000]);
+        let record = segment::frame(&vec![7; 60_000]);
         let many = 3 * usize::try_from(SEGMENT_BYTES).unwrap() / record.len();
         for _ in 0..many {
             spool.prepare().await;
@@ -438,7 +442,7 @@ mod tests {
     fn without_a_next_file_the_present_one_gets_longer() {
         let root = tempfile::tempdir().unwrap();
         let spool = Spool::create(root.path(), u64::MAX).unwrap();
-        let record = segment::frame(&[7; 60_000]);
+        let record = segment::frame(&vec![7; 60_000]);
         while spool.end().offset <= SEGMENT_BYTES {
             spool.append(&record).unwrap();
         }

@@ -24,6 +24,9 @@ pub const HEADER: &str = "jobseal-assertion";
 pub const LIFETIME_MAX_SECONDS: i64 = 30;
 /// Longest header that is looked at.
 pub const HEADER_MAX_BYTES: usize = 8 * 1_024;
+/// SHA-256 of nothing, as the claims state it.
+pub const SHA256_OF_NOTHING: &str =
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// What the claims have room for before it grows.
 const TYPICAL_BYTES: usize = 768;
 
@@ -160,10 +163,6 @@ impl About<'_> {
         Stated(json)
     }
 }
-
-/// SHA-256 of nothing, as the claims state it.
-pub const SHA256_OF_NOTHING: &str =
-    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// SHA-256 of a body, as the claims state it.
 #[must_use]

@@ -24,6 +24,9 @@ pub const HEADER: &str = "jobseal-assertion";
 pub const LIFETIME_MAX_SECONDS: i64 = 30;
 /// Longest header that is looked at.
 pub const HEADER_MAX_BYTES: usize = 8 * 1_024;
+/// SHA-256 of nothing, as the claims state it.
+pub const SHA256_OF_NOTHING: &str =
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// What the claims have room for before it grows.
 const TYPICAL_BYTES: usize = 768;
 
@@ -67,6 +70,42 @@ pub struct Claims {
     /// When the statement ends, in seconds of Unix time.
     pub expires_at: i64,
 }
+
+/// The claims about who asks, which stay the same from request to request.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[expect(missing_docs, reason = "they are those of `Claims`")]
+pub struct About<'a> {
+    pub aud: Audience,
+    pub tenant: TenantId,
+    pub subject: &'a Subject,
+    pub scopes: &'a [Scope],
+    pub role: Role,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub team: Option<&'a Subject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub submitter: Option<Address>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_jobs_limit: Option<u32>,
+    pub priority: u8,
+}
+
+/// The claims about one request.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[expect(missing_docs, reason = "they are those of `Claims`")]
+pub struct Asked<'a> {
+    pub address: IpAddr,
+    pub request_id: RequestId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<&'a str>,
+    pub method: &'a str,
+    pub path: &'a str,
+    pub body_sha256: &'a str,
+    pub expires_at: i64,
+}
+
+/// [`About`] as it stands at the beginning of the claims' JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stated(Vec<u8>);
 
 /// What the upstream holds against the claims.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +153,17 @@ impl Claims {
     }
 }
 
+impl About<'_> {
+    /// The same, ready to be signed with what is asked.
+    #[must_use]
+    pub fn stated(&self) -> Stated {
+        let mut json = serde_json::to_vec(self).expect("claims have a JSON form");
+        // What is asked goes on where this ends.
+        json.pop();
+        Stated(json)
+    }
+}
+
 /// SHA-256 of a body, as the claims state it.
 #[must_use]
 pub fn sha256_hex(body: &[u8]) -> String {
@@ -136,6 +186,21 @@ impl Signer {
     pub fn sign(&self, claims: &Claims) -> String {
         let mut json = Vec::with_capacity(TYPICAL_BYTES);
         serde_json::to_writer(&mut json, claims).expect("claims have a JSON form");
+        self.sign_json(&json)
+    }
+
+    /// The same of claims that are in two parts.
+    #[must_use]
+    pub fn sign_for(&self, about: &Stated, asked: &Asked<'_>) -> String {
+        let mut json = Vec::with_capacity(TYPICAL_BYTES);
+        json.extend_from_slice(&about.0);
+        let brace = json.len();
+        serde_json::to_writer(&mut json, asked).expect("claims have a JSON form");
+        json[brace] = b',';
+        self.sign_json(&json)
+    }
+
+    fn sign_json(&self, json: &[u8]) -> String {
         let mut text = String::with_capacity(2 * TYPICAL_BYTES);
         URL_SAFE_NO_PAD.encode_string(json, &mut text);
         let tag = hmac::sign(&self.0, text.as_bytes());
@@ -263,6 +328,36 @@ mod tests {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// As [`sign`] does it.
+    fn in_parts(claims: &Claims) -> String {
+        let about = About {
+            aud: claims.aud,
+            tenant: claims.tenant,
+            subject: &claims.subject,
+            scopes: &claims.scopes,
+            role: claims.role,
+            team: claims.team.as_ref(),
+            submitter: claims.submitter,
+            active_jobs_limit: claims.active_jobs_limit,
+            priority: claims.priority,
+        };
+        let asked = Asked {
+            address: claims.address,
+            request_id: claims.request_id,
+            traceparent: claims.traceparent.as_deref(),
+            method: &claims.method,
+            path: &claims.path,
+            body_sha256: &claims.body_sha256,
+            expires_at: claims.expires_at,
+        };
+        Signer::new(&KEY).sign_for(&about.stated(), &asked)
+    }
+
+    #[test]
+    fn nothing_has_a_known_sum() {
+        assert_eq!(sha256_hex(b""), SHA256_OF_NOTHING);
+    }
+
     #[test]
     fn it_holds_from_now_for_thirty_seconds_at_most() {
         let attempt = |lifetime| {
@@ -306,7 +401,8 @@ mod tests {
             let attempt = |header: &str, method: &str, path: &str, body: &[u8]| {
                 check_at(header, Audience::Jobs, method, path, body)
             };
-            prop_assert_eq!(attempt(&header, "POST", &path, &body), Ok(claims));
+            prop_assert_eq!(attempt(&header, "POST", &path, &body), Ok(claims.clone()));
+            prop_assert_eq!(in_parts(&claims), header.clone());
 
             prop_assert!(attempt(&flip(&header, at, bit), "POST", &path, &body).is_err());
             let method = flip("POST", at, bit);

@@ -90,14 +90,19 @@ impl Attributes {
     /// The headers of a record, `traceparent` excepted.
     #[must_use]
     pub fn headers(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("ce_specversion", "1.0".to_owned()),
-            ("ce_id", self.id.clone()),
-            ("ce_source", self.source.clone()),
-            ("ce_type", self.event_type.clone()),
-            ("ce_time", self.time.to_string()),
-            ("content-type", CONTENT_TYPE.to_owned()),
-        ]
+        let mut headers = Vec::new();
+        self.each_header(|name, value| headers.push((name, value.to_owned())));
+        headers
+    }
+
+    /// The same, one after another.
+    pub fn each_header(&self, mut put: impl FnMut(&'static str, &str)) {
+        put("ce_specversion", "1.0");
+        put("ce_id", &self.id);
+        put("ce_source", &self.source);
+        put("ce_type", &self.event_type);
+        put("ce_time", &self.time.to_string());
+        put("content-type", CONTENT_TYPE);
     }
 
     /// The attributes that a record's headers hold, whatever else is among them.

@@ -10,10 +10,13 @@ use utoipa::{
     PartialSchema, ToSchema,
     openapi::{ObjectBuilder, RefOr, Schema, schema::Type},
 };
-use uuid::{NoContext, Uuid};
+use uuid::{NoContext, Uuid, fmt::Simple};
 
 /// Longest [`Subject`], in bytes.
 pub const SUBJECT_MAX_BYTES: usize = 128;
+
+/// Longest of the kinds' prefixes.
+const PREFIX_MAX_BYTES: usize = 8;
 
 /// What an identifier names; a zero-sized type each.
 pub trait Kind: Copy + Ord + Hash + fmt::Debug + Send + Sync + 'static {
@@ -153,6 +156,16 @@ impl<K: Kind> Id<K> {
         self.uuid
     }
 
+    /// Its text, without memory of its own.
+    pub fn with_text<R>(self, work: impl FnOnce(&str) -> R) -> R {
+        let mut buffer = [0; PREFIX_MAX_BYTES + Simple::LENGTH];
+        let (prefix, digits) = buffer.split_at_mut(K::PREFIX.len());
+        prefix.copy_from_slice(K::PREFIX.as_bytes());
+        self.uuid.simple().encode_lower(digits);
+        let text = &buffer[..K::PREFIX.len() + Simple::LENGTH];
+        work(std::str::from_utf8(text).expect("prefixes and digits are ASCII"))
+    }
+
     /// When the identifier was made, to the millisecond.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
@@ -164,8 +177,7 @@ impl<K: Kind> Id<K> {
 
 impl<K: Kind> fmt::Display for Id<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(K::PREFIX)?;
-        f.write_str(self.uuid.simple().encode_lower(&mut Uuid::encode_buffer()))
+        self.with_text(|text| f.write_str(text))
     }
 }
 
@@ -196,7 +208,7 @@ impl<K: Kind> FromStr for Id<K> {
 
 impl<K: Kind> Serialize for Id<K> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        self.with_text(|text| serializer.serialize_str(text))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     auth::{
         api_key::{Malformed, Presented},
         jwt::{Token, TokenError, Tokens},
+        stated::Ready,
     },
     snapshot::{ApiKey, Identity, Snapshot, Tenant},
 };
@@ -23,6 +24,7 @@ pub mod api_key;
 pub mod issuer;
 pub mod jwks;
 pub mod jwt;
+pub mod stated;
 
 /// The header that carries an API key by itself.
 pub const API_KEY_HEADER: &str = "x-api-key";
@@ -224,6 +226,13 @@ impl Credential {
         match self {
             Self::Key(key) => &key.identity,
             Self::Token(token) => &token.identity,
+        }
+    }
+
+    fn ready(&self) -> &Ready {
+        match self {
+            Self::Key(key) => &key.ready,
+            Self::Token(token) => &token.ready,
         }
     }
 

@@ -23,7 +23,6 @@ use crate::{
     route::{Forward, ROUTES, Route},
     rule::Rule,
     signature::Signed,
-    upstream::Pick,
 };
 
 /// One request, as far as it has come.
@@ -59,13 +58,9 @@ pub struct Ctx {
     pub replayed: bool,
     /// What operators say about its route.
     pub rule: Option<Arc<Rule>>,
-    /// Where it went, until that is known to have gone well or not.
-    pub(crate) pick: Option<Pick>,
     /// What its signature says, where it must have one.
     pub(crate) signed: Option<Signed>,
-    pub(crate) assertion: String,
     pub(crate) usage: Usage,
-    pub(crate) retried: bool,
     /// Whether something is known against the address.
     pub(crate) watched: bool,
     pub(crate) in_flight: Option<InFlight>,
@@ -111,11 +106,8 @@ impl Ctx {
             response_bytes: 0,
             replayed: false,
             rule: None,
-            pick: None,
             signed: None,
-            assertion: String::new(),
             usage: Usage::None,
-            retried: false,
             watched: false,
             in_flight: Some(in_flight),
             span: None,

@@ -19,11 +19,12 @@ use contracts::problem::{Code, Problem};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ops::clock::Clock;
 use pingora::{
-    apps::{HttpPersistentSettings, HttpServerApp as _, ServerApp},
+    apps::{HttpPersistentSettings, HttpServerOptions, ReusedHttpStream, ServerApp},
+    modules::http::HttpModules,
     prelude::timeout,
-    protocols::{ALPN, Stream, http::ServerSession},
-    proxy::HttpProxy,
-    server::ShutdownWatch,
+    protocols::{ALPN, Stream},
+    proxy::{HttpProxy, Session, http_proxy},
+    server::{ShutdownWatch, configuration::ServerConf},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tracing::{debug, warn};
@@ -32,7 +33,7 @@ use crate::{
     abuse::Abuse,
     config::{self, edge::EdgeOptions},
     ctx::Ctx,
-    door::{head::Fault, tls::Tls},
+    door::{h2::Proxied, head::Fault, tls::Tls},
     drain::Drain,
     proxy::Gateway,
     reject,
@@ -63,7 +64,11 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves connections.
 pub struct Door {
-    proxy: Arc<HttpProxy<Gateway>>,
+    gateway: Arc<Gateway>,
+    /// The same, for HTTP/2.
+    proxy: Arc<HttpProxy<Proxied>>,
+    /// None.
+    modules: HttpModules,
     tls: Option<Arc<Tls>>,
     h2c: bool,
     head_deadline: Duration,
@@ -100,16 +105,25 @@ enum Ended {
 }
 
 impl Door {
-    /// A door to `proxy` that is as wide as `options` say.
+    /// A door to `gateway` that is as wide as `options` say.
     #[must_use]
     pub fn new(
-        proxy: HttpProxy<Gateway>,
+        conf: &Arc<ServerConf>,
+        gateway: Gateway,
         tls: Option<Arc<Tls>>,
         options: &EdgeOptions,
         hall: Hall,
     ) -> Self {
+        let gateway = Arc::new(gateway);
+        let mut proxy = http_proxy(conf, Proxied(Arc::clone(&gateway)));
+        let mut http = HttpServerOptions::default();
+        // Not to tunnel: so that it is we who refuse it, as a problem.
+        http.allow_connect_method_proxying = true;
+        proxy.server_options = Some(http);
         Self {
+            gateway,
             proxy: Arc::new(proxy),
+            modules: HttpModules::new(),
             tls,
             h2c: options.h2c,
             head_deadline: options.head_deadline(),
@@ -160,17 +174,34 @@ impl Door {
                 Err(Ended::Gone) => return,
                 Err(Ended::Refused(fault)) => return self.refuse(stream, fault).await,
             };
-            let mut session = ServerSession::new_http1(stream);
+            let mut session = Session::new_h1_with_modules(stream, &self.modules);
+            let downstream = &mut session.downstream_session;
             if let Some(settings) = settings.take() {
-                HttpPersistentSettings::apply_to_session(settings, &mut session);
+                HttpPersistentSettings::apply_to_session(settings, downstream);
             } else {
-                session.set_keepalive(Some(config::CLIENT_IDLE_SECONDS));
-                session.set_keepalive_reuses_remaining(Some(REQUESTS_PER_CONNECTION));
+                downstream.set_keepalive(Some(config::CLIENT_IDLE_SECONDS));
+                downstream.set_keepalive_reuses_remaining(Some(REQUESTS_PER_CONNECTION));
             }
-            session.set_pipelined_prefix(head);
-            let reused = self.proxy.process_new_http(session, shutdown).await;
-            let Some(reused) = reused else { return };
-            (stream, settings) = reused.consume();
+            downstream.set_pipelined_prefix(head);
+            match downstream.read_request().await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(_) => {
+                    downstream.respond_error(400).await.ok();
+                    return;
+                }
+            }
+            if *shutdown.borrow() {
+                session.set_keepalive(None);
+            }
+            if self.gateway.handle(&mut session).await.is_err() {
+                return;
+            }
+            let kept = HttpPersistentSettings::for_session(&session);
+            let Ok(Some(again)) = session.downstream_session.finish().await else {
+                return;
+            };
+            (stream, settings) = ReusedHttpStream::from_reusable_stream(again, kept).consume();
             idle = Duration::from_secs(config::CLIENT_IDLE_SECONDS);
         }
     }

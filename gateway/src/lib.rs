@@ -20,6 +20,7 @@ pub mod idempotency;
 pub mod keys;
 pub mod limit;
 pub mod pages;
+mod pass;
 pub mod proxy;
 pub mod redis;
 pub mod reject;

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::{self, Write as _},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
@@ -126,12 +125,16 @@ impl Limiter {
                 .map(|(id, local)| (*id, Arc::clone(local)))
                 .collect()
         };
+        // The line of requests ends with them.
+        let aside = self.redis.aside();
         for (tenant, local) in tenants {
             let now = self.now_ms();
             let left = local.with(|tokens| tokens.surrender(now));
             if left > 0 {
                 // Unreturned tokens come back by themselves: nothing is lost by a failure.
-                self.take(tenant, &local, -i64::from(left)).await.ok();
+                self.take(&aside, tenant, &local, -i64::from(left))
+                    .await
+                    .ok();
             }
         }
     }
@@ -147,7 +150,9 @@ impl Limiter {
         }
         let want = want.max(waiting).min(ASK_MAX);
         let asked_ms = self.now_ms();
-        let taken = self.take(tenant.id, local, i64::from(want)).await;
+        let taken = self
+            .take(&self.redis, tenant.id, local, i64::from(want))
+            .await;
         let outcome = local.with(|tokens| match &taken {
             Ok(taken) => tokens.granted(taken, asked_ms),
             Err(Unavailable) => tokens.without_redis(self.now_ms()),
@@ -156,7 +161,13 @@ impl Limiter {
         outcome
     }
 
-    async fn take(&self, tenant: TenantId, local: &Local, want: i64) -> Result<Taken, Unavailable> {
+    async fn take(
+        &self,
+        redis: &Redis,
+        tenant: TenantId,
+        local: &Local,
+        want: i64,
+    ) -> Result<Taken, Unavailable> {
         let now = self.now_ms();
         let (policies, past) = local.with(|tokens| (*tokens.policies(), tokens.past(now)));
         let mut arguments = vec![
@@ -170,8 +181,8 @@ impl Limiter {
             arguments.push(Value::from(policy.capacity.to_string()));
             arguments.push(Value::from(policy.per_ms.to_string()));
         }
-        let key = self.redis.key("rate", tenant, "");
-        let answer: Vec<i64> = self.redis.run(&self.script, key, arguments).await?;
+        let key = redis.key("rate", tenant, "");
+        let answer: Vec<i64> = redis.run(&self.script, key, arguments).await?;
         let [granted, retry, violated, first, second, now] = answer[..] else {
             return Err(Unavailable);
         };
@@ -250,18 +261,12 @@ impl Verdict {
         };
         let (mut published, mut standing) = (FieldText::new(), FieldText::new());
         for (index, policy) in policies.iter().enumerate() {
-            let Policy {
-                name,
-                quota,
-                window_seconds,
-                ..
-            } = policy;
-            let next = if index == 0 { "" } else { ", " };
-            published.add(format_args!(
-                "{next}\"{name}\";q={quota};w={window_seconds}"
-            ));
-            let (left, reset) = (remaining[index], reset(index));
-            standing.add(format_args!("{next}\"{name}\";r={left};t={reset}"));
+            published.item(policy.name);
+            published.parameter(";q=", policy.quota);
+            published.parameter(";w=", policy.window_seconds);
+            standing.item(policy.name);
+            standing.parameter(";r=", remaining[index]);
+            standing.parameter(";t=", reset(index));
         }
         // The triple speaks of the limit that is nearest.
         let nearest = usize::from(remaining[1] < remaining[0]);
@@ -284,8 +289,16 @@ impl FieldText {
         Self(String::with_capacity(FIELD_BYTES))
     }
 
-    fn add(&mut self, text: fmt::Arguments<'_>) {
-        self.0.write_fmt(text).expect("a string takes any text");
+    fn item(&mut self, name: &str) {
+        let open = if self.0.is_empty() { "\"" } else { ", \"" };
+        for part in [open, name, "\""] {
+            self.0.push_str(part);
+        }
+    }
+
+    fn parameter(&mut self, name: &str, value: impl itoa::Integer) {
+        self.0.push_str(name);
+        self.0.push_str(itoa::Buffer::new().format(value));
     }
 
     fn value(self) -> HeaderValue {

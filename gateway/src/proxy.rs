@@ -1,7 +1,7 @@
-//! The path of a request, phases in order. This is the only `ProxyHttp` implementation.
+//! The path of a request, phases in order.
 //!
-//! form → abuse → route → snapshot → who → may → how often → then either a transaction
-//! (`submit`), or Pingora streams: upstream → their header → answer's header → log.
+//! form → abuse → route → snapshot → who → may → how often → then a transaction (`submit`), a
+//! stream of events (`streams`), or what is passed on (`pass`): upstream → answer → log.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,22 +10,15 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use contracts::{
     api::health::Health,
     assertion::Scope,
     problem::{Code, Problem},
 };
-use http::header;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use ops::{clock::Clock, telemetry::Spans};
-use pingora::{
-    Error, ErrorSource, ErrorType,
-    http::{RequestHeader, ResponseHeader},
-    proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
-    upstreams::peer::HttpPeer,
-};
+use pingora::{Error, proxy::Session};
 use tracing::error;
 
 use crate::{
@@ -40,7 +33,7 @@ use crate::{
     keys::{self, Keys},
     limit::Limiter,
     pages::Pages,
-    reject,
+    pass, reject,
     route::{Action, Forward, KEYS, Passage, ROUTES, Routes},
     sight::Sight,
     signature::{replay::Replays, require_digest},
@@ -100,121 +93,36 @@ pub struct Gateway {
     pub drain: Drain,
 }
 
-/// What the request filter decides.
-enum Step {
-    /// The answer is sent.
-    Answered,
-    /// Pingora forwards.
-    Forward,
-}
-
-#[async_trait]
-impl ProxyHttp for Gateway {
-    type CTX = Ctx;
-
-    fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.clock.now(), self.drain.enter())
-    }
-
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
+impl Gateway {
+    /// Serves one request to its log line.
+    ///
+    /// # Errors
+    /// When nothing more can be said on its connection.
+    pub(crate) async fn handle(&self, session: &mut Session) -> pingora::Result<()> {
+        let mut ctx = Ctx::new(self.clock.now(), self.drain.enter());
         session.set_write_timeout(Some(config::CLIENT_WRITE_DEADLINE));
         if session.get_keepalive().is_some() {
             let idle = (!self.drain.has_begun()).then_some(config::CLIENT_IDLE_SECONDS);
             session.set_keepalive(idle);
         }
-        match self.admit(session, ctx).await {
-            Ok(Step::Answered) => Ok(true),
-            Ok(Step::Forward) => Ok(false),
-            Err(Stop::Problem(problem)) => {
-                self.refuse(session, ctx, problem).await?;
-                Ok(true)
-            }
+        let outcome = match self.serve(session, &mut ctx).await {
+            Err(Stop::Problem(problem)) => self.refuse(session, &mut ctx, problem).await,
             Err(Stop::Error(error)) => Err(error),
-        }
-    }
-
-    async fn upstream_peer(
-        &self,
-        _session: &mut Session,
-        ctx: &mut Ctx,
-    ) -> pingora::Result<Box<HttpPeer>> {
-        let upstream = self.upstreams.get(ctx.forward()?.upstream);
-        let pick = upstream.pick(ctx.tenant(), ctx.pick.as_ref());
-        let pick = pick.map_err(|_| Error::new_up(ErrorType::HTTPStatus(503)))?;
-        let peer = pick.peer(ctx.deadline(self.upstream_deadline));
-        ctx.pick = Some(pick);
-        Ok(Box::new(peer))
-    }
-
-    async fn upstream_request_filter(
-        &self,
-        _session: &mut Session,
-        request: &mut RequestHeader,
-        ctx: &mut Ctx,
-    ) -> pingora::Result<()> {
-        let ours = headers::Upstream {
-            assertion: &ctx.assertion,
-            traceparent: &ctx.traceparent,
-            key: None,
-            length: None,
+            Ok(()) => Ok(()),
         };
-        headers::for_upstream(request, &ours)?;
-        let host = ctx.pick.as_ref().map_or("", |pick| &pick.version().host);
-        request.insert_header(header::HOST, host)
+        if let Err(error) = &outcome {
+            self.fail(session, &mut ctx, error).await;
+        }
+        ctx.response_bytes = ctx.response_bytes.max(session.body_bytes_sent() as u64);
+        let request = session.req_header();
+        self.sight
+            .note(&mut ctx, request.method.as_str(), request.uri.path());
+        self.abuse.note(&ctx, &request.headers);
+        outcome
     }
 
-    fn fail_to_connect(
-        &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
-        ctx: &mut Ctx,
-        mut error: Box<Error>,
-    ) -> Box<Error> {
-        if let Some(pick) = &mut ctx.pick {
-            pick.unreachable();
-        }
-        // Nothing was sent, so trying once more is safe whatever the method.
-        error.set_retry(!std::mem::replace(&mut ctx.retried, true));
-        error
-    }
-
-    async fn response_filter(
-        &self,
-        _session: &mut Session,
-        answer: &mut ResponseHeader,
-        ctx: &mut Ctx,
-    ) -> pingora::Result<()> {
-        if answer.status.is_informational() {
-            return Ok(());
-        }
-        if let Some(pick) = &mut ctx.pick {
-            pick.answered(answer.status);
-        }
-        Self::check_belief(answer, ctx)?;
-        headers::from_upstream(answer);
-        ctx.status = answer.status.as_u16();
-        let length = answer
-            .headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|v| v.to_str().ok());
-        ctx.response_bytes = length.and_then(|length| length.parse().ok()).unwrap_or(0);
-        if !self.record(ctx) {
-            return Err(Error::new_in(ErrorType::HTTPStatus(503)));
-        }
-        self.decorate(answer, ctx)
-    }
-
-    async fn fail_to_proxy(
-        &self,
-        session: &mut Session,
-        error: &Error,
-        ctx: &mut Ctx,
-    ) -> FailToProxy {
-        if let Some(pick) = &mut ctx.pick
-            && *error.esource() == ErrorSource::Upstream
-        {
-            pick.sick();
-        }
+    /// Says what went wrong, where somebody is there to hear it and nothing was said yet.
+    async fn fail(&self, session: &mut Session, ctx: &mut Ctx, error: &Error) {
         let begun = session
             .response_written()
             .is_some_and(|w| !w.status.is_informational());
@@ -227,42 +135,10 @@ impl ProxyHttp for Gateway {
             session.set_keepalive(None);
             self.refuse(session, ctx, problem).await.ok();
         }
-        FailToProxy {
-            error_code: ctx.status,
-            can_reuse_downstream: false,
-        }
     }
 
-    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Ctx) {
-        ctx.response_bytes = ctx.response_bytes.max(session.body_bytes_sent() as u64);
-        let request = session.req_header();
-        self.sight
-            .note(ctx, request.method.as_str(), request.uri.path());
-        self.abuse.note(ctx, &request.headers);
-        ctx.in_flight = None;
-    }
-
-    /// Pingora's line would show the query, which is the client's.
-    fn suppress_proxy_warn_log(
-        &self,
-        _session: &Session,
-        _ctx: &Ctx,
-        _error: &Error,
-        _context: ProxyWarnLogContext,
-    ) -> bool {
-        metrics::counter!("gateway_upstream_retries_total").increment(1);
-        true
-    }
-
-    /// Our own line says it.
-    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
-        true
-    }
-}
-
-impl Gateway {
-    /// Everything that is decided before a request goes anywhere.
-    async fn admit(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
+    /// Everything that is decided before a request goes anywhere, and where it then goes.
+    async fn serve(&self, session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
         let request = session.req_header();
         ctx.meet(
             session
@@ -289,13 +165,11 @@ impl Gateway {
         }
         let forward = match &ROUTES[index].action {
             Action::Own(page) => {
-                self.show(session, ctx, *page).await?;
-                return Ok(Step::Answered);
+                return Ok(self.show(session, ctx, *page).await?);
             }
             Action::Keys(call, transaction) => {
                 self.identify(session, ctx, KEYS).await?;
-                keys::serve::serve(self, session, ctx, *call, *transaction).await?;
-                return Ok(Step::Answered);
+                return keys::serve::serve(self, session, ctx, *call, *transaction).await;
             }
             Action::Forward(forward) => forward,
         };
@@ -305,17 +179,14 @@ impl Gateway {
         }
         self.identify(session, ctx, forward.scopes).await?;
         if let Passage::Transaction(transaction) = forward.passage {
-            submit::serve(self, session, ctx, To::Upstream(forward), transaction).await?;
-            return Ok(Step::Answered);
+            return submit::serve(self, session, ctx, To::Upstream(forward), transaction).await;
         }
         require_no_body(session)?;
         require_digest(ctx.signed.as_ref(), b"")?;
         if forward.passage == Passage::Events {
-            streams::serve(self, session, ctx, forward).await?;
-            return Ok(Step::Answered);
+            return streams::serve(self, session, ctx, forward).await;
         }
-        ctx.assertion = self.assertion(session, ctx, forward, b"");
-        Ok(Step::Forward)
+        pass::serve(self, session, ctx, forward).await
     }
 
     /// Who asks, whether they may, and whether not too often. After this a request is admitted.
@@ -407,13 +278,13 @@ impl Gateway {
         session: &Session,
         ctx: &Ctx,
         forward: &Forward,
-        body: &[u8],
+        body_sha256: &str,
     ) -> String {
         let request = session.req_header();
         let facts = Facts {
             method: request.method.as_str(),
-            target: target(request),
-            body,
+            target: headers::target(request),
+            body_sha256,
             address: ctx.address,
             request_id: ctx.request_id,
             traceparent: &ctx.traceparent,
@@ -436,12 +307,4 @@ pub(crate) fn require_no_body(session: &mut Session) -> Result<(), Problem> {
     session.set_keepalive(None);
     let detail = "This route takes no body.";
     Err(Problem::new(Code::InvalidRequest, detail))
-}
-
-/// Path and query as they go upstream.
-pub(crate) fn target(request: &RequestHeader) -> &str {
-    request
-        .uri
-        .path_and_query()
-        .map_or("/", |target| target.as_str())
 }

@@ -3,8 +3,8 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -12,14 +12,19 @@ use std::{
 use anyhow::Context as _;
 use fred::{
     clients::Client,
-    interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _, LuaInterface as _},
+    interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _},
     types::{
         Builder, FromValue, MultipleKeys, Value,
-        config::{Config, Options, ReconnectPolicy},
+        config::{Config, Options, ReconnectPolicy, ServerConfig},
     },
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use tracing::warn;
+
+mod line;
+mod resp;
+
+use line::{Line, Target};
 
 /// So many failures one after another are an outage; one slow answer is none.
 const BREAKER_FAILURES: u32 = 3;
@@ -38,28 +43,20 @@ const PING_DEADLINE: Duration = Duration::from_secs(1);
 /// Redis, or its absence.
 #[derive(Clone)]
 pub struct Redis {
-    /// For looks by hand.
+    /// For what is seldom asked.
     client: Client,
-    requests: Arc<Requests>,
+    /// For scripts, which requests wait for.
+    line: Arc<Line>,
     breaker: Arc<Breaker>,
     prefix: Arc<str>,
     deadline: Duration,
-}
-
-/// The client of requests. Its tasks run in the runtime of the first one, so that a call wakes no
-/// other thread: that costs more than the call.
-#[derive(Default)]
-struct Requests {
-    client: OnceLock<Client>,
-    /// Whether the first attempt to connect has ended.
-    tried: AtomicBool,
 }
 
 /// A script, known to Redis by its hash.
 #[derive(Debug)]
 pub struct Script {
     text: &'static str,
-    sha1: String,
+    sha1: Value,
 }
 
 /// Redis is not to be had now.
@@ -84,9 +81,10 @@ impl Redis {
     /// # Errors
     /// When the URL is not one; it is not repeated, since it may hold a password.
     pub fn new(url: &SecretString, prefix: &str, deadline: Duration) -> anyhow::Result<Self> {
-        let config = Config::from_url(url.expose_secret()).map_err(|_| {
-            anyhow::anyhow!("REDIS_URL is not of the form redis://[user:password@]host:port[/db]")
-        })?;
+        let config = Config::from_url(url.expose_secret()).ok();
+        let (config, target) = config
+            .and_then(|config| target(&config).map(|target| (config, target)))
+            .context("REDIS_URL is not of the form redis://[user:password@]host:port[/db]")?;
         let client = Builder::from_config(config)
             .with_connection_config(|connection| {
                 connection.connection_timeout = PING_DEADLINE;
@@ -101,11 +99,21 @@ impl Redis {
         let breaker = Arc::new(Breaker::new(Instant::now()));
         Ok(Self {
             client,
-            requests: Arc::default(),
+            line: Arc::new(Line::new(target)),
             breaker,
             prefix: prefix.into(),
             deadline,
         })
+    }
+
+    /// The same for who is no request, on a line of its own: a line is of the runtime that uses it
+    /// first, and a call that has to wake another thread costs more than the call.
+    #[must_use]
+    pub fn aside(&self) -> Self {
+        Self {
+            line: Arc::new(self.line.another()),
+            ..self.clone()
+        }
     }
 
     /// Connects in the background of the present runtime, and again whenever the connection is
@@ -180,9 +188,9 @@ impl Redis {
     }
 
     /// Within the deadline, and only while the breaker lets calls through.
-    async fn guarded<R>(
+    async fn guarded<R, E: std::fmt::Display>(
         &self,
-        call: impl Future<Output = Result<R, fred::error::Error>>,
+        call: impl Future<Output = Result<R, E>>,
     ) -> Result<R, Unavailable> {
         self.breaker.admit()?;
         let outcome = match tokio::time::timeout(self.deadline, call).await {
@@ -225,20 +233,25 @@ impl Redis {
         script: &Script,
         keys: MultipleKeys,
         arguments: Vec<Value>,
-    ) -> Result<R, fred::error::Error>
+    ) -> Result<R, String>
     where
         R: FromValue + Send,
     {
-        let client = self.requests.of(&self.client).await;
-        let client = client.with_options(&fail_fast());
-        let sha1 = script.sha1.as_str();
-        match client.evalsha(sha1, keys.clone(), arguments.clone()).await {
-            // A restarted Redis does not know the script; running it by text teaches it.
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                client.eval(script.text, keys, arguments).await
-            }
-            other => other,
+        let keys = keys.inner();
+        let mut command = Vec::with_capacity(3 + keys.len() + arguments.len());
+        let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+        let by_hash = [Value::from_static_str("EVALSHA"), script.sha1.clone()];
+        command.extend(by_hash.into_iter().chain([Value::from(count)]));
+        command.extend(keys.into_iter().map(Value::from));
+        command.extend(arguments);
+        let mut answer = self.line.ask(&command).await;
+        // A restarted Redis does not know the script; running it by text teaches it.
+        if matches!(&answer, Err(error) if error.starts_with("NOSCRIPT")) {
+            command[0] = Value::from_static_str("EVAL");
+            command[1] = Value::from_static_str(script.text);
+            answer = self.line.ask(&command).await;
         }
+        R::from_value(answer?).map_err(|error| error.to_string())
     }
 }
 
@@ -250,30 +263,13 @@ impl std::fmt::Debug for Redis {
     }
 }
 
-impl Requests {
-    /// A client like `pattern`, which everyone waits for until its first attempt to connect ends.
-    async fn of(&self, pattern: &Client) -> &Client {
-        let client = self.client.get_or_init(|| {
-            let client = pattern.clone_new();
-            client.connect();
-            client
-        });
-        if !self.tried.load(Ordering::Acquire) {
-            // Without Redis the command that follows says so.
-            client.wait_for_connect().await.ok();
-            self.tried.store(true, Ordering::Release);
-        }
-        client
-    }
-}
-
 impl Script {
     /// The script of this text.
     #[must_use]
     pub fn new(text: &'static str) -> Self {
         // Redis names scripts by SHA-1; nothing is secured by it.
         let hash = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
-        let sha1 = const_hex::encode(hash);
+        let sha1 = Value::from(const_hex::encode(hash));
         Self { text, sha1 }
     }
 }
@@ -331,6 +327,26 @@ impl Breaker {
     fn now(&self) -> u64 {
         millis(self.started.elapsed())
     }
+}
+
+/// Where a line goes; `None` for anything but one server.
+fn target(config: &Config) -> Option<Target> {
+    let ServerConfig::Centralized { server } = &config.server else {
+        return None;
+    };
+    let mut greetings = Vec::new();
+    if let Some(password) = &config.password {
+        let mut auth = vec![Value::from_static_str("AUTH")];
+        auth.extend(config.username.clone().map(Value::from));
+        auth.push(Value::from(password.clone()));
+        greetings.push(auth);
+    }
+    if let Some(database) = config.database {
+        let select = Value::from_static_str("SELECT");
+        greetings.push(vec![select, Value::from(i64::from(database))]);
+    }
+    let server = server.clone();
+    Some(Target { server, greetings })
 }
 
 fn fail_fast() -> Options {

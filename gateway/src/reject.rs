@@ -103,7 +103,8 @@ pub async fn send(
     mut header: ResponseHeader,
     body: Bytes,
 ) -> pingora::Result<()> {
-    if header.status != StatusCode::NO_CONTENT {
+    let bare = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
+    if !bare.contains(&header.status) {
         header.set_content_length(body.len())?;
     }
     session

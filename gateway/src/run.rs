@@ -17,8 +17,7 @@ use ops::{
     telemetry::{Spans, Telemetry},
 };
 use pingora::{
-    apps::HttpServerOptions,
-    proxy::http_proxy,
+    listeners::{L4BufferSettings, ListenerConfig},
     server::{RunArgs, Server, configuration::ServerConf},
     services::listening::Service,
 };
@@ -58,12 +57,11 @@ use parts::{
 
 mod parts;
 
+/// What is sent to a client together: the header and body of nearly every answer. What is read of
+/// one goes where it is needed, so there is no buffer for it.
+const CLIENT_WRITE_BYTES: usize = 4 * 1_024;
 /// Threads for everything that is not a request.
 const BACKGROUND_THREADS: usize = 2;
-/// Attempts of a request upstream, the first included.
-const UPSTREAM_ATTEMPTS: usize = 2;
-/// Idle connections that are kept to upstreams.
-const UPSTREAM_POOL: usize = 512;
 /// What leaving takes beside the lame duck and the last request.
 pub(crate) const LEAVING: Duration = LAST_ARRIVALS
     .saturating_add(STREAMS_END)
@@ -260,8 +258,6 @@ fn server(
         // Never slept through: the process ends once everyone is served.
         grace_period_seconds: Some(options.process.drain_seconds),
         graceful_shutdown_timeout_seconds: Some(1),
-        max_retries: UPSTREAM_ATTEMPTS,
-        upstream_keepalive_pool_size: UPSTREAM_POOL,
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
@@ -272,14 +268,10 @@ fn server(
         drain: gateway.drain.clone(),
         abuse: Arc::clone(&gateway.abuse),
     };
-    let mut proxy = http_proxy(&server.configuration, gateway);
-    let mut http = HttpServerOptions::default();
-    // Not to tunnel: so that it is we who refuse it, as a problem.
-    http.allow_connect_method_proxying = true;
-    proxy.server_options = Some(http);
-    let door = Door::new(proxy, tls, &options.edge, hall);
+    let door = Door::new(&server.configuration, gateway, tls, &options.edge, hall);
     let mut service = Service::new("gateway".to_owned(), door);
-    service.add_tcp(&options.listen.to_string());
+    let listener = ListenerConfig::tcp(options.listen.to_string());
+    service.add_listener(listener.l4_buffer(L4BufferSettings::new(0, CLIENT_WRITE_BYTES)));
     server.add_service(Open::new(service, sockets, accepting));
     server
 }

@@ -23,8 +23,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::{
-    keys::uses::LastUse, limit::quota::Quota, rule::Rule, sight::PlanLabel, signature::Signing,
-    upstream::rollout::Rollout,
+    auth::stated::Ready, keys::uses::LastUse, limit::quota::Quota, rule::Rule, sight::PlanLabel,
+    signature::Signing, upstream::rollout::Rollout,
 };
 
 /// Everything at one moment.
@@ -95,6 +95,8 @@ pub struct ApiKey {
     pub identity: Identity,
     /// When it was last used.
     pub last_use: LastUse,
+    /// What is stated about whom it speaks for.
+    pub ready: Ready,
 }
 
 /// Whom a credential speaks for.

@@ -3,10 +3,14 @@
 //! A process writes into a folder of its own, which it holds by a file lock. A record is handed to
 //! the operating system before its answer's last byte, so `kill -9` loses none; it is forced to the
 //! disk soon after. What a dead process left, the next one takes over and ships.
+//!
+//! Records overwrite zeros that were put there before. A write that makes a file longer changes its
+//! metadata, which waits for the file system's journal, and all requests of a thread would with it.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -25,8 +29,11 @@ mod batch;
 pub mod segment;
 pub mod ship;
 
-/// A file larger than this is followed by another.
-const SEGMENT_MAX_BYTES: u64 = 8 * 1_024 * 1_024;
+/// What a file has room for; it is followed by another, or gets longer while that is not ready.
+const SEGMENT_BYTES: u64 = 4 * 1_024 * 1_024;
+/// Zeros that are written or looked at together. Of more the page cache makes one large piece, and
+/// to write into one costs more.
+const BLANK_BYTES: usize = 16 * 1_024;
 /// How long a record may be in the operating system's memory only.
 const SYNC_EVERY: Duration = Duration::from_millis(100);
 
@@ -63,6 +70,8 @@ pub(crate) struct Place {
 struct Writer {
     file: Arc<File>,
     end: Place,
+    /// The next segment, once it is ready.
+    next: Option<Arc<File>>,
     /// Segments that are complete but not yet forced to the disk.
     closed: Vec<Arc<File>>,
 }
@@ -90,10 +99,11 @@ impl Spool {
             segment: 1,
             offset: 0,
         };
-        let file = own.open_segment(end.segment)?;
+        let file = own.blank_segment(end.segment)?;
         let writer = Mutex::new(Writer {
             file,
             end,
+            next: None,
             closed: Vec::new(),
         });
         let (root, waiting, dirty) = (root.to_owned(), AtomicU64::new(0), AtomicBool::new(false));
@@ -125,7 +135,7 @@ impl Spool {
         self.waiting.load(Ordering::Relaxed) < self.max_bytes
     }
 
-    /// Hands a record, framed by [`segment::frame_with`], to the operating system.
+    /// Hands a record, framed by [`segment::frame_into`], to the operating system.
     ///
     /// # Errors
     /// When the spool is full or the disk refuses.
@@ -136,10 +146,10 @@ impl Spool {
         if self.waiting.load(Ordering::Relaxed) >= self.max_bytes.saturating_mul(2) {
             return Err(SpoolError::Full);
         }
-        if writer.end.offset >= SEGMENT_MAX_BYTES {
+        if writer.end.offset + length > SEGMENT_BYTES && writer.next.is_some() {
             self.rotate(&mut writer)?;
         }
-        if let Err(cause) = (&*writer.file).write_all(framed) {
+        if let Err(cause) = writer.file.write_all_at(framed, writer.end.offset) {
             // Part of the record may stand there: cut it off, or leave the file behind.
             if writer.file.set_len(writer.end.offset).is_err() {
                 self.rotate(&mut writer)?;
@@ -164,9 +174,35 @@ impl Spool {
                 () = tokio::time::sleep(SYNC_EVERY) => {}
             }
             self.sync().await;
+            // Who stops needs no next file, and a slow disk must not keep the process.
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.prepare() => {}
+            }
         }
         self.sync().await;
         Ok(())
+    }
+
+    /// Makes the next segment ready, so that nobody waits for it.
+    async fn prepare(self: &Arc<Self>) {
+        let number = {
+            let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            if writer.next.is_some() {
+                return;
+            }
+            writer.end.segment + 1
+        };
+        let this = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || this.own.blank_segment(number)).await {
+            Ok(Ok(file)) => {
+                let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+                writer.next = Some(file);
+            }
+            // The present one gets longer instead.
+            Ok(Err(cause)) => warn!(error = %cause, "the usage spool's next file is not ready"),
+            Err(cause) => error!(error = %cause, "preparing the usage spool's next file"),
+        }
     }
 
     async fn sync(self: &Arc<Self>) {
@@ -193,7 +229,10 @@ impl Spool {
             segment: writer.end.segment + 1,
             offset: 0,
         };
-        let file = self.own.open_segment(next.segment)?;
+        let file = match writer.next.take() {
+            Some(file) => file,
+            None => self.own.open_segment(next.segment)?,
+        };
         let full = std::mem::replace(&mut writer.file, file);
         writer.closed.push(full);
         writer.end = next;
@@ -291,11 +330,40 @@ impl Folder {
     fn open_segment(&self, number: u64) -> io::Result<Arc<File>> {
         let path = self.segment(number);
         Ok(Arc::new(
-            OpenOptions::new()
-                .create_new(true)
-                .append(true)
-                .open(path)?,
+            OpenOptions::new().create_new(true).write(true).open(path)?,
         ))
+    }
+
+    /// A segment of zeros, which are on the disk.
+    fn blank_segment(&self, number: u64) -> io::Result<Arc<File>> {
+        let file = self.open_segment(number)?;
+        let blank = || {
+            for _ in 0..SEGMENT_BYTES / BLANK_BYTES as u64 {
+                (&*file).write_all(&[0; BLANK_BYTES])?;
+            }
+            file.sync_all()
+        };
+        if let Err(cause) = blank() {
+            fs::remove_file(self.segment(number)).ok();
+            return Err(cause);
+        }
+        Ok(file)
+    }
+
+    /// How far a segment is written: where the zeros begin that it ends with.
+    fn written(&self, number: u64) -> io::Result<u64> {
+        let file = File::open(self.segment(number))?;
+        let mut end = file.metadata()?.len();
+        let mut piece = [0; BLANK_BYTES];
+        while end > 0 {
+            let begin = end.saturating_sub(BLANK_BYTES as u64);
+            let read = file.read_at(&mut piece, begin)?;
+            if let Some(last) = piece[..read].iter().rposition(|byte| *byte != 0) {
+                return Ok(begin + last as u64 + 1);
+            }
+            end = begin;
+        }
+        Ok(0)
     }
 
     pub(crate) fn segment(&self, number: u64) -> PathBuf {
@@ -327,7 +395,7 @@ impl Folder {
         let sizes = self
             .segments()?
             .into_iter()
-            .map(|number| fs::metadata(self.segment(number)).map(|metadata| metadata.len()));
+            .map(|number| self.written(number));
         sizes.sum()
     }
 }
@@ -338,4 +406,47 @@ fn is_spool(path: &Path) -> bool {
         .and_then(|name| name.to_str())
         .unwrap_or_default();
     Uuid::try_parse(name).is_ok() && path.is_dir()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn records_overwrite_zeros_and_make_no_file_longer() {
+        let root = tempfile::tempdir().unwrap();
+        let spool = Arc::new(Spool::create(root.path(), u64::MAX).unwrap());
+        let record = segment::frame(&vec![7; 60_000]);
+        let many = 3 * usize::try_from(SEGMENT_BYTES).unwrap() / record.len();
+        for _ in 0..many {
+            spool.prepare().await;
+            spool.append(&record).unwrap();
+        }
+        let segments = spool.own.segments().unwrap();
+        assert!(segments.len() >= 3);
+        let (mut found, mut written) = (0, 0);
+        for number in segments {
+            let bytes = fs::read(spool.own.segment(number)).unwrap();
+            assert_eq!(bytes.len() as u64, SEGMENT_BYTES);
+            let parsed = segment::parse(&bytes);
+            assert_eq!(parsed.tail, segment::Tail::Blank);
+            found += parsed.records.len();
+            written += spool.own.written(number).unwrap();
+        }
+        assert_eq!(found, many);
+        assert_eq!(written, spool.own.bytes().unwrap());
+        assert_eq!(written, (many * record.len()) as u64);
+    }
+
+    #[test]
+    fn without_a_next_file_the_present_one_gets_longer() {
+        let root = tempfile::tempdir().unwrap();
+        let spool = Spool::create(root.path(), u64::MAX).unwrap();
+        let record = segment::frame(&vec![7; 60_000]);
+        while spool.end().offset <= SEGMENT_BYTES {
+            spool.append(&record).unwrap();
+        }
+        let bytes = fs::read(spool.own.segment(1)).unwrap();
+        assert_eq!(segment::parse(&bytes).tail, segment::Tail::End);
+    }
 }

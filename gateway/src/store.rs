@@ -21,6 +21,7 @@ use tracing::{info, warn};
 pub(crate) mod traffic;
 
 use crate::{
+    auth::stated::Ready,
     keys::uses::LastUse,
     limit::quota::Quota,
     sight::PlanLabel,
@@ -277,6 +278,7 @@ fn key(row: &Row) -> anyhow::Result<ApiKey> {
             secret_hash: row.get::<_, &[u8]>("secret_hash").try_into()?,
             expires_at: row.get("expires_at"),
             last_use: LastUse::default(),
+            ready: Ready::default(),
         })
     };
     read().with_context(|| id.to_string())

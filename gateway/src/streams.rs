@@ -14,24 +14,17 @@ use contracts::{
     id::TenantId,
     problem::{Code, Problem},
 };
-use http::{StatusCode, Version, header};
-use pingora::{
-    Error, ErrorType,
-    http::{RequestHeader, ResponseHeader},
-    protocols::http::client::HttpSession,
-    proxy::Session,
-};
+use http::{StatusCode, header};
+use pingora::{Error, ErrorType, http::ResponseHeader, proxy::Session};
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use crate::{
-    answer::unavailable,
     ctx::{Ctx, Stop, Usage},
-    headers,
+    pass,
     proxy::Gateway,
-    reject,
     route::Forward,
-    upstream::{Begun, Order},
+    upstream::Begun,
 };
 
 /// How often an open stream is looked at although nothing changed: what is believed also ages.
@@ -43,7 +36,6 @@ const SAID_MAX_BYTES: usize = 256 * 1_024;
 const EVENT_STREAM: &str = "text/event-stream";
 /// A WebSocket's last frame from us: close, "going away" (RFC 6455, 5.5.1 and 7.4.1).
 const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
-static NO_BODY: Bytes = Bytes::new();
 
 /// How many streams there may be, and for how long. Clones share the count.
 #[derive(Clone, Debug)]
@@ -156,26 +148,12 @@ pub(crate) async fn serve(
     let permit = gateway.streams.open(ctx.tenant());
     // As with the other limits, what is refused is not charged.
     let _permit = permit.inspect_err(|_| ctx.usage = Usage::None)?;
-    let deadline = ctx.deadline(gateway.upstream_deadline);
-    let order = Order {
-        audience: forward.upstream,
-        tenant: ctx.tenant(),
-        request: &request(gateway, session, ctx, forward)?,
-        body: &NO_BODY,
-        may_repeat: true,
-        deadline,
-    };
-    let begun = gateway.upstreams.open(&order).await;
-    let mut begun = begun.map_err(reject::failure)?;
-    Gateway::check_belief(&begun.header, ctx)?;
+    let request = session.req_header();
+    let key = request.headers.get(header::SEC_WEBSOCKET_KEY);
+    let key = key.filter(|_| session.is_upgrade_req());
+    let mut begun = pass::open(gateway, session, ctx, forward, key).await?;
     if !is_stream(&begun.header) {
-        let answer = gateway.upstreams.finish(begun, deadline).await;
-        let mut answer = answer.map_err(reject::failure)?;
-        headers::from_upstream(&mut answer.header);
-        answer.header.remove_header(&header::TRANSFER_ENCODING);
-        return Ok(gateway
-            .answer(session, ctx, answer.header, answer.body)
-            .await?);
+        return pass::answer(gateway, session, ctx, begun).await;
     }
     begin(gateway, session, ctx, begun.header.clone()).await?;
     // A stream may outlast the process: nobody waits for it on the way out.
@@ -197,29 +175,6 @@ pub(crate) async fn serve(
     }
 }
 
-/// The request as it goes upstream.
-fn request(
-    gateway: &Gateway,
-    session: &Session,
-    ctx: &Ctx,
-    forward: &Forward,
-) -> pingora::Result<RequestHeader> {
-    let mut request: RequestHeader = session.req_header().clone();
-    let ours = headers::Upstream {
-        assertion: &gateway.assertion(session, ctx, forward, b""),
-        traceparent: &ctx.traceparent,
-        key: None,
-        length: None,
-    };
-    request.set_version(Version::HTTP_11);
-    let key = request.headers.get(header::SEC_WEBSOCKET_KEY).cloned();
-    headers::for_upstream(&mut request, &ours)?;
-    if let Some(key) = key.filter(|_| session.is_upgrade_req()) {
-        headers::ask_for_websocket(&mut request, key)?;
-    }
-    Ok(request)
-}
-
 fn is_stream(answer: &ResponseHeader) -> bool {
     let media = answer.headers.get(header::CONTENT_TYPE);
     let media = media.map_or(&b""[..], |value| value.as_bytes());
@@ -234,25 +189,15 @@ async fn begin(
     ctx: &mut Ctx,
     mut header: ResponseHeader,
 ) -> Result<(), Stop> {
-    headers::from_upstream(&mut header);
-    header.remove_header(&header::TRANSFER_ENCODING);
     header.remove_header(&header::CONTENT_LENGTH);
     if header.status == StatusCode::SWITCHING_PROTOCOLS {
         header.insert_header(header::CONNECTION, "Upgrade")?;
         header.insert_header(header::UPGRADE, "websocket")?;
-    } else if session.req_header().version == Version::HTTP_11 {
-        header.insert_header(header::TRANSFER_ENCODING, "chunked")?;
     }
-    ctx.status = header.status.as_u16();
-    if !gateway.record(ctx) {
-        return Err(unavailable("Usage cannot be recorded at the moment.").into());
-    }
-    gateway.decorate(&mut header, ctx)?;
+    let header = pass::begin(gateway, session, ctx, header)?;
     // Whoever comes back after the stream comes by a connection of its own, wherever that leads.
     session.set_keepalive(None);
-    Ok(session
-        .write_response_header(Box::new(header), false)
-        .await?)
+    Ok(session.write_response_header(header, false).await?)
 }
 
 /// Passes on what comes, until either side or a limit ends it. Nothing is waited for without the
@@ -274,14 +219,12 @@ async fn pass(
         }
     });
     let upgraded = session.was_upgraded();
-    if let HttpSession::H1(upstream) = &mut begun.session {
-        upstream.maybe_upgrade_body_writer();
-    }
+    begun.session.maybe_upgrade_body_writer();
     let mut said_bytes = 0;
     loop {
         let downstream = &mut session.downstream_session;
         let chunk: Bytes = tokio::select! {
-            read = begun.session.read_response_body() => match read {
+            read = begun.session.read_body_bytes() => match read {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => return End::Complete,
                 Err(_) => return End::Broken,
@@ -290,7 +233,7 @@ async fn pass(
                 Ok(Some(said)) if upgraded && said_bytes + said.len() <= SAID_MAX_BYTES => {
                     said_bytes += said.len();
                     tokio::select! {
-                        written = begun.session.write_request_body(said, false) => {
+                        written = begun.session.write_body(&said) => {
                             if written.is_err() {
                                 return End::Broken;
                             }

@@ -3,24 +3,21 @@
 
 use bytes::{Bytes, BytesMut};
 use contracts::{
-    assertion::Scope,
+    assertion::{Scope, sha256_hex},
     id::JobId,
     job_type::compute_units,
     problem::{Code, Problem},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use pingora::{
-    http::{RequestHeader, ResponseHeader},
-    proxy::Session,
-};
+use pingora::{http::ResponseHeader, proxy::Session};
 
 use crate::{
     config::BODY_MAX_BYTES,
     ctx::{Ctx, Stop, Usage},
-    headers,
+    headers::{self, target},
     idempotency::{self, Asked, Claim, Ending, Fingerprint, Kept, Key, Standing},
     keys::{self, serve::Call},
-    proxy::{Gateway, target},
+    proxy::Gateway,
     reject,
     route::{Body, Forward, KEYS, Transaction},
     signature::require_digest,
@@ -68,9 +65,10 @@ pub(crate) async fn serve(
     gateway.renew_here(ctx, to.scopes())?;
     require_digest(ctx.signed.as_ref(), &body)?;
     let units = check(transaction.body, &session.req_header().headers, &body)?;
+    let digest = sha256_hex(&body);
     let claim = match &key {
         None => None,
-        Some(key) => match claim(gateway, session, ctx, key, &body, units).await? {
+        Some(key) => match claim(gateway, session, ctx, key, &digest, units).await? {
             Standing::Claimed(claim) => Some(claim),
             Standing::Replay(kept) => {
                 ctx.replayed = true;
@@ -89,7 +87,8 @@ pub(crate) async fn serve(
     let key = key.as_ref();
     let outcome = match to {
         To::Upstream(forward) => {
-            let sent = exchange(gateway, session, ctx, forward, transaction, key, &body);
+            let body = (&body, digest.as_str());
+            let sent = exchange(gateway, session, ctx, forward, transaction, key, body);
             sent.await.map_err(reject::failure)
         }
         To::Keys(call) => {
@@ -101,8 +100,6 @@ pub(crate) async fn serve(
         settle(gateway, claim, transaction, &outcome).await;
     }
     let Answer { mut header, body } = outcome?;
-    headers::from_upstream(&mut header);
-    header.remove_header(&header::TRANSFER_ENCODING);
     ctx.replayed = header.remove_header(idempotency::REPLAYED).is_some();
     Ok(gateway.answer(session, ctx, header, body).await?)
 }
@@ -175,11 +172,11 @@ async fn claim(
     session: &Session,
     ctx: &Ctx,
     key: &Key,
-    body: &[u8],
+    digest: &str,
     units: u64,
 ) -> Result<Standing, Problem> {
     let request = session.req_header();
-    let fingerprint = Fingerprint::new(&request.method, target(request), body);
+    let fingerprint = Fingerprint::new(&request.method, target(request), digest);
     let principal = ctx
         .principal
         .as_ref()
@@ -202,22 +199,20 @@ async fn exchange(
     forward: &Forward,
     transaction: Transaction,
     key: Option<&Key>,
-    body: &Bytes,
+    (body, digest): (&Bytes, &str),
 ) -> Result<Answer, Failure> {
-    let mut request: RequestHeader = session.req_header().clone();
-    let assertion = gateway.assertion(session, ctx, forward, body);
-    let ours = headers::Upstream {
-        assertion: &assertion,
-        traceparent: &ctx.traceparent,
-        key,
-        length: Some(body.len()),
-    };
-    request.set_version(http::Version::HTTP_11);
-    headers::for_upstream(&mut request, &ours).map_err(|_| Failure::Unreachable)?;
+    let assertion = gateway.assertion(session, ctx, forward, digest);
     let order = Order {
         audience: forward.upstream,
         tenant: ctx.tenant(),
-        request: &request,
+        request: session.req_header(),
+        ours: headers::Upstream {
+            assertion: &assertion,
+            traceparent: &ctx.traceparent,
+            key,
+            length: Some(body.len()),
+            websocket: None,
+        },
         body,
         // With a key the upstream's record, where it keeps one, knows a repetition.
         may_repeat: key.is_some() && transaction.recorded,

@@ -8,11 +8,11 @@ use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use contracts::{
-    assertion::{self, Audience, Claims, LIFETIME_MAX_SECONDS, Signer},
+    assertion::{Asked, Audience, LIFETIME_MAX_SECONDS, Signer},
     id::{RequestId, TenantId},
 };
 use jiff::Timestamp;
-use pingora::connectors::http::Connector;
+use pingora::connectors::TransportConnector;
 use tokio::sync::Notify;
 
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
 
 pub mod breaker;
 mod exchange;
+mod pool;
 pub mod rollout;
 mod upkeep;
 mod version;
@@ -48,7 +49,7 @@ pub struct Upstream {
 /// All APIs.
 pub struct Upstreams {
     all: Vec<Upstream>,
-    connector: Connector,
+    connector: TransportConnector,
     check_path: Option<String>,
     /// Wakes who looks names up.
     news: Notify,
@@ -69,8 +70,8 @@ pub struct Facts<'a> {
     pub method: &'a str,
     /// Path and query.
     pub target: &'a str,
-    /// The body.
-    pub body: &'a [u8],
+    /// SHA-256 of the body, in hexadecimal.
+    pub body_sha256: &'a str,
     /// The client's address.
     pub address: IpAddr,
     /// The request.
@@ -94,7 +95,7 @@ impl Upstreams {
         });
         Self {
             all: all.into(),
-            connector: Connector::new(None),
+            connector: TransportConnector::new(None),
             check_path: options.upstream_check_path.clone(),
             news: Notify::new(),
         }
@@ -148,25 +149,16 @@ impl Upstream {
     /// The statement about who asks, bound to one request to this upstream.
     #[must_use]
     pub fn assertion(&self, principal: &Principal, facts: &Facts<'_>, now: Timestamp) -> String {
-        let identity = principal.identity();
-        let claims = Claims {
-            aud: self.audience,
-            tenant: identity.tenant,
-            subject: identity.subject.clone(),
-            scopes: identity.scopes.clone(),
-            role: identity.role,
-            team: identity.team.clone(),
-            submitter: identity.submitter,
-            active_jobs_limit: Some(principal.active_jobs_limit()),
-            priority: principal.tenant.plan.priority,
+        let asked = Asked {
             address: facts.address,
             request_id: facts.request_id,
-            traceparent: Some(facts.traceparent.to_owned()),
-            method: facts.method.to_owned(),
-            path: facts.target.to_owned(),
-            body_sha256: assertion::sha256_hex(facts.body),
+            traceparent: Some(facts.traceparent),
+            method: facts.method,
+            path: facts.target,
+            body_sha256: facts.body_sha256,
             expires_at: now.as_second() + LIFETIME_MAX_SECONDS - CLOCK_SKEW_SECONDS,
         };
-        self.signer.sign(&claims)
+        let about = principal.stated(self.audience);
+        self.signer.sign_for(&about, &asked)
     }
 }

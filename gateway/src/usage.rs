@@ -1,7 +1,7 @@
 //! What a request cost: one record for each admitted request, written to the spool before the
 //! answer's last byte.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use contracts::{
     event::{UsageRecorded, proto_time},
@@ -15,6 +15,9 @@ use crate::{
     route::Route,
     spool::{Spool, SpoolError, segment},
 };
+
+/// What a record has room for before it grows.
+const TYPICAL_BYTES: usize = 512;
 
 /// What is known of an admitted request once its answer is.
 #[derive(Clone, Copy, Debug)]
@@ -44,22 +47,47 @@ pub struct Admitted<'a> {
 /// # Errors
 /// When the spool does not take it: the request must then not be answered as if it had.
 pub fn record(spool: &Spool, request: &Admitted<'_>) -> Result<(), SpoolError> {
+    // In memory that the next record uses again.
+    thread_local! {
+        static FRAMED: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(TYPICAL_BYTES));
+        static EVENT: RefCell<UsageRecorded> = RefCell::default();
+    }
+    EVENT.with_borrow_mut(|event| {
+        fill(event, request);
+        FRAMED.with_borrow_mut(|framed| {
+            segment::frame_into(framed, |framed| event.encode_raw(framed));
+            spool.append(framed)
+        })
+    })
+}
+
+fn fill(event: &mut UsageRecorded, request: &Admitted<'_>) {
     let identity = request.principal.identity();
-    let event = UsageRecorded {
-        tenant_id: identity.tenant.to_string(),
-        request_id: request.request_id.to_string(),
-        key_id: request.principal.key_id().map(|id| id.to_string()),
-        subject: identity.subject.to_string(),
-        endpoint: request.route.template.to_owned(),
-        method: request.route.method.to_string(),
-        status_code: u32::from(request.status),
-        duration_us: u64::try_from(request.took.as_micros()).unwrap_or(u64::MAX),
-        occurred_at: Some(proto_time(request.arrived_at)),
-        request_bytes: request.request_bytes,
-        response_bytes: request.response_bytes,
-        replayed: request.replayed,
-        billable: request.route.billable() && request.status < 500,
+    let set = |field: &mut String, text: &str| {
+        field.clear();
+        field.push_str(text);
     };
-    let framed = segment::frame_with(event.encoded_len(), |buffer| event.encode_raw(buffer));
-    spool.append(&framed)
+    identity
+        .tenant
+        .with_text(|id| set(&mut event.tenant_id, id));
+    request
+        .request_id
+        .with_text(|id| set(&mut event.request_id, id));
+    match request.principal.key_id() {
+        Some(id) => {
+            let field = event.key_id.get_or_insert_default();
+            id.with_text(|id| set(field, id));
+        }
+        None => event.key_id = None,
+    }
+    set(&mut event.subject, identity.subject.as_str());
+    set(&mut event.endpoint, request.route.template);
+    set(&mut event.method, request.route.method.as_str());
+    event.status_code = u32::from(request.status);
+    event.duration_us = u64::try_from(request.took.as_micros()).unwrap_or(u64::MAX);
+    event.occurred_at = Some(proto_time(request.arrived_at));
+    event.request_bytes = request.request_bytes;
+    event.response_bytes = request.response_bytes;
+    event.replayed = request.replayed;
+    event.billable = request.route.billable() && request.status < 500;
 }

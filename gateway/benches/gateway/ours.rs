@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fs,
     net::SocketAddr,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -102,22 +103,26 @@ impl Ours {
     fn is_shipped(&self) -> anyhow::Result<bool> {
         for folder in fs::read_dir(&self.spool)? {
             let folder = folder?.path();
-            let mut last: Option<PathBuf> = None;
+            let checkpoint = fs::read_to_string(folder.join("checkpoint")).unwrap_or_default();
+            let checkpoint = checkpoint.trim().split_once(' ').unwrap_or(("1", "0"));
+            let (segment, offset): (u64, u64) = (checkpoint.0.parse()?, checkpoint.1.parse()?);
             for file in fs::read_dir(&folder)? {
                 let file = file?.path();
-                let is_segment = file.extension().is_some_and(|kind| kind == "segment");
-                if is_segment && last.as_ref().is_none_or(|last| *last < file) {
-                    last = Some(file);
+                if file.extension().is_none_or(|kind| kind != "segment") {
+                    continue;
                 }
-            }
-            let Some(last) = last else { continue };
-            let number = last.file_stem().and_then(|stem| stem.to_str());
-            let number: u64 = number.context("a segment without a number")?.parse()?;
-            let end = format!("{number} {}", fs::metadata(&last)?.len());
-            let checkpoint = fs::read_to_string(folder.join("checkpoint")).unwrap_or_default();
-            let empty = number == 1 && end.ends_with(" 0");
-            if checkpoint.trim() != end && !empty {
-                return Ok(false);
+                let number = file.file_stem().and_then(|stem| stem.to_str());
+                let number: u64 = number.context("a segment without a number")?.parse()?;
+                // Shipped and removed, perhaps meanwhile.
+                let Ok(opened) = fs::File::open(&file) else {
+                    continue;
+                };
+                let from = if number == segment { offset } else { 0 };
+                let mut next = [0; 8];
+                opened.read_at(&mut next, from)?;
+                if number >= segment && next != [0; 8] {
+                    return Ok(false);
+                }
             }
         }
         Ok(true)

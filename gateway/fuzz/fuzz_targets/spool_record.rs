@@ -14,6 +14,10 @@ fuzz_target!(|bytes: &[u8]| {
     }
     assert_eq!(&bytes[..written.len()], &written[..]);
     assert_eq!(parsed.tail == Tail::End, written.len() == bytes.len());
+    if parsed.tail == Tail::Blank {
+        let rest = &bytes[written.len()..];
+        assert!(rest.iter().take(8).all(|byte| *byte == 0));
+    }
     // A record written after whatever is there is found where that ends cleanly.
     if !bytes.is_empty() && bytes.len() <= 64 * 1_024 && parsed.tail == Tail::End {
         let longer = [bytes, &frame(bytes)].concat();

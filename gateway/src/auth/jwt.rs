@@ -15,7 +15,10 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::{
-    auth::jwks::{Jwks, Key},
+    auth::{
+        jwks::{Jwks, Key},
+        stated::Ready,
+    },
     snapshot::Identity,
 };
 
@@ -37,6 +40,8 @@ pub struct Token {
     pub identity: Identity,
     /// When it ends, in seconds of Unix time.
     pub expires_at: i64,
+    /// What is stated about whom it speaks for.
+    pub ready: Ready,
     /// The key that signed it, and the version of the set that the key was found in.
     key: Arc<Key>,
     keys: u64,
@@ -200,6 +205,7 @@ impl Tokens {
             jti,
             identity,
             expires_at,
+            ready: Ready::default(),
             key,
             keys,
         })

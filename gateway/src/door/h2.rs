@@ -6,8 +6,11 @@
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
+use async_trait::async_trait;
 use pingora::{
+    Error, ErrorType,
     apps::HttpServerApp as _,
+    modules::http::HttpModules,
     prelude::{sleep, timeout},
     protocols::{
         Digest, Stream,
@@ -16,8 +19,9 @@ use pingora::{
             v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake},
         },
     },
-    proxy::HttpProxy,
+    proxy::{FailToProxy, HttpProxy, ProxyHttp, Session},
     server::ShutdownWatch,
+    upstreams::peer::HttpPeer,
 };
 use tokio::task::coop::consume_budget;
 use tokio_util::task::TaskTracker;
@@ -36,9 +40,54 @@ const SPARED_OF_A_TURN: u32 = 120;
 /// Answer bytes that wait for a client to take them, by stream.
 const SEND_BUFFER_BYTES: usize = 64 * 1_024;
 
+/// The gateway as Pingora's loop calls it, which brings the requests of HTTP/2. This is the only
+/// `ProxyHttp` implementation.
+pub(super) struct Proxied(pub(super) Arc<Gateway>);
+
+#[async_trait]
+impl ProxyHttp for Proxied {
+    type CTX = ();
+
+    fn new_ctx(&self) {}
+
+    /// None.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, (): &mut ()) -> pingora::Result<bool> {
+        self.0.handle(session).await.map(|()| true)
+    }
+
+    /// Never asked: every request is answered before.
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        (): &mut (),
+    ) -> pingora::Result<Box<HttpPeer>> {
+        Err(Error::new_in(ErrorType::InternalError))
+    }
+
+    /// All is said.
+    async fn fail_to_proxy(
+        &self,
+        _session: &mut Session,
+        _error: &Error,
+        (): &mut (),
+    ) -> FailToProxy {
+        FailToProxy {
+            error_code: 0,
+            can_reuse_downstream: false,
+        }
+    }
+
+    /// Our own line says it.
+    fn suppress_error_log(&self, _session: &Session, (): &(), _error: &Error) -> bool {
+        true
+    }
+}
+
 /// Serves one connection to its end.
 pub(super) async fn serve(
-    proxy: &Arc<HttpProxy<Gateway>>,
+    proxy: &Arc<HttpProxy<Proxied>>,
     stream: Stream,
     shutdown: &ShutdownWatch,
     deadline: Duration,

@@ -66,9 +66,10 @@ pub(super) fn upstreams(
 pub(super) async fn generation(redis: &Redis, pool: &Pool, lifecycle: &Lifecycle) -> Generation {
     let generation = Generation::default();
     // Before the first request, if possible: after a flush buckets start empty.
-    generation.look(redis, pool).await.ok();
+    let aside = redis.aside();
+    generation.look(&aside, pool).await.ok();
     let stop = lifecycle.stopping();
-    let follow = generation.clone().follow(redis.clone(), pool.clone(), stop);
+    let follow = generation.clone().follow(aside, pool.clone(), stop);
     lifecycle.spawn("generation", follow);
     generation
 }
@@ -83,7 +84,7 @@ pub(super) fn idempotency(
     let (redis, generation) = (redis.clone(), generation.clone());
     let upstreams = &options.upstreams;
     let clock = Clock::system();
-    let (seeder, seeding) = Seeder::new(redis.clone(), generation.clone(), upstreams, clock)?;
+    let (seeder, seeding) = Seeder::new(redis.aside(), generation.clone(), upstreams, clock)?;
     lifecycle.spawn("quota", seeding.run(lifecycle.stopping()));
     let deadline = options.upstream_deadline();
     Ok(Idempotency::new(redis, generation, seeder, deadline))

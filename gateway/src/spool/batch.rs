@@ -12,6 +12,7 @@ use ops::{
     config::{BadConfig, KafkaOptions},
     kafka,
 };
+use prost::Message as _;
 use rdkafka::{
     ClientContext,
     error::KafkaError,
@@ -22,6 +23,9 @@ use tracing::warn;
 
 /// How often it is looked whether a batch is through; about a broker's time for one.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// Headers of a record.
+const HEADERS: usize = 6;
 
 /// A producer of batches, one at a time.
 pub(crate) struct Batches {
@@ -77,8 +81,10 @@ impl Batches {
     /// Sends records and waits until each is acknowledged or has failed. After a failure the
     /// producer refuses all that follow and must be made anew.
     pub(crate) async fn send(&self, records: &[(&[u8], usize)]) -> Sent {
+        // In memory that the next record uses again.
+        let mut event = UsageRecorded::default();
         for (number, (bytes, _)) in records.iter().enumerate() {
-            if let Err(error) = self.enqueue(number, bytes) {
+            if let Err(error) = self.enqueue(number, bytes, &mut event) {
                 self.producer.context().note(number, error);
                 break;
             }
@@ -98,9 +104,14 @@ impl Batches {
         }
     }
 
-    fn enqueue(&self, number: usize, bytes: &[u8]) -> Result<(), KafkaError> {
-        let (key, headers) = match describe(bytes) {
-            Ok(described) => described,
+    fn enqueue(
+        &self,
+        number: usize,
+        bytes: &[u8],
+        event: &mut UsageRecorded,
+    ) -> Result<(), KafkaError> {
+        let headers = match describe(bytes, event) {
+            Ok(headers) => headers,
             // It was not written by us: shipping must not end by it.
             Err(error) => {
                 warn!(%error, "a spooled record is no usage record");
@@ -108,21 +119,22 @@ impl Batches {
             }
         };
         let record = BaseRecord::with_opaque_to(&self.topic, number)
-            .key(&key)
+            .key(&event.tenant_id)
             .payload(bytes)
             .headers(headers);
         self.producer.send(record).map_err(|(error, _)| error)
     }
 }
 
-/// The key and the headers of a record; its value is the bytes as they are.
-fn describe(bytes: &[u8]) -> Result<(String, OwnedHeaders), EventError> {
-    let event = UsageRecorded::from_value(bytes)?;
-    let attributes = event.attributes()?;
-    let mut headers = OwnedHeaders::new();
-    for (key, value) in &attributes.headers() {
+/// The headers of a record, which is read into `event`; its key is the tenant, its value the bytes
+/// as they are.
+fn describe(bytes: &[u8], event: &mut UsageRecorded) -> Result<OwnedHeaders, EventError> {
+    event.clear();
+    event.merge(bytes)?;
+    let mut headers = Some(OwnedHeaders::new_with_capacity(HEADERS));
+    event.attributes()?.each_header(|key, value| {
         let value = Some(value);
-        headers = headers.insert(Header { key, value });
-    }
-    Ok((event.tenant_id, headers))
+        headers = headers.take().map(|all| all.insert(Header { key, value }));
+    });
+    Ok(headers.unwrap_or_default())
 }

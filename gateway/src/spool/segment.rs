@@ -1,5 +1,6 @@
 //! A spool's file format: records one after another, each with its length and CRC before it, so
-//! that a record cut off by a crash is seen and cut away.
+//! that a record cut off by a crash is seen and cut away. Zeros follow the last one: a file is
+//! filled with them before it is written, since what only overwrites changes no metadata.
 
 /// Length and CRC, four bytes each, little-endian.
 const HEADER_BYTES: usize = 8;
@@ -20,6 +21,8 @@ pub struct Parsed<'a> {
 pub enum Tail {
     /// Nothing.
     End,
+    /// Zeros: nothing was written there yet.
+    Blank,
     /// The beginning of a record.
     Partial,
     /// Bytes that are no record: nothing after them can be believed.
@@ -32,18 +35,19 @@ pub enum Tail {
 /// When it is larger than [`RECORD_MAX_BYTES`], which no record of ours is.
 #[must_use]
 pub fn frame(record: &[u8]) -> Vec<u8> {
-    frame_with(record.len(), |framed| framed.extend_from_slice(record))
+    let mut framed = Vec::with_capacity(HEADER_BYTES + record.len());
+    frame_into(&mut framed, |framed| framed.extend_from_slice(record));
+    framed
 }
 
-/// As [`frame`], of a record of about `length` bytes that `write` appends.
+/// As [`frame`], of a record that `write` appends, in place of what was in `framed`.
 ///
 /// # Panics
 /// When it is larger than [`RECORD_MAX_BYTES`], which no record of ours is.
-#[must_use]
-pub fn frame_with(length: usize, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut framed = Vec::with_capacity(HEADER_BYTES + length);
+pub fn frame_into(framed: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    framed.clear();
     framed.extend_from_slice(&[0; HEADER_BYTES]);
-    write(&mut framed);
+    write(framed);
     let record = &framed[HEADER_BYTES..];
     assert!(
         record.len() <= RECORD_MAX_BYTES,
@@ -53,7 +57,6 @@ pub fn frame_with(length: usize, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let sum = crc32fast::hash(record);
     framed[..4].copy_from_slice(&length.to_le_bytes());
     framed[4..HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
-    framed
 }
 
 /// The records at the beginning of `bytes`.
@@ -63,15 +66,18 @@ pub fn parse(bytes: &[u8]) -> Parsed<'_> {
     let tail = loop {
         let rest = &bytes[at..];
         let Some((header, body)) = rest.split_first_chunk::<HEADER_BYTES>() else {
-            break if rest.is_empty() {
-                Tail::End
-            } else {
-                Tail::Partial
+            break match rest {
+                [] => Tail::End,
+                rest if is_blank(rest) => Tail::Blank,
+                _ => Tail::Partial,
             };
         };
+        if is_blank(header) {
+            break Tail::Blank;
+        }
         let [l0, l1, l2, l3, c0, c1, c2, c3] = *header;
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        // An empty record is none: files may end in zeros after a power cut.
+        // An empty record is none.
         if length == 0 || length > RECORD_MAX_BYTES {
             break Tail::Damaged;
         }
@@ -87,6 +93,10 @@ pub fn parse(bytes: &[u8]) -> Parsed<'_> {
     Parsed { records, tail }
 }
 
+fn is_blank(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -94,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_and_changed_bytes_are_damage() {
+    fn changed_bytes_are_damage_and_zeros_are_the_end() {
         let mut file = frame(b"one");
         file.extend(frame(b"two"));
         assert_eq!(parse(&file).tail, Tail::End);
@@ -106,7 +116,14 @@ mod tests {
             assert_eq!(parsed.records, [(&b"one"[..], one)]);
             assert_ne!(parsed.tail, Tail::End);
         }
-        file.extend([0; 32]);
+        let whole = file.len();
+        for zeros in 1..32 {
+            file.push(0);
+            let parsed = parse(&file);
+            assert_eq!((parsed.records.len(), parsed.tail), (2, Tail::Blank));
+            assert_eq!(file.len(), whole + zeros);
+        }
+        file[whole + 4] = 1;
         assert_eq!(parse(&file).tail, Tail::Damaged);
     }
 

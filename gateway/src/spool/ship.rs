@@ -212,8 +212,8 @@ impl Shipper {
 
     /// Notes the end of a segment that nobody writes any more.
     fn cut(&self, folder: &Folder, at: Place, tail: Tail) -> io::Result<()> {
-        let length = fs::metadata(folder.segment(at.segment)).map(|metadata| metadata.len());
-        let lost = length.or_else(absent_is_empty)?.saturating_sub(at.offset);
+        let written = folder.written(at.segment);
+        let lost = written.or_else(absent_is_empty)?.saturating_sub(at.offset);
         if tail != Tail::End && lost > 0 {
             metrics::counter!("gateway_spool_cut_total").increment(1);
             warn!(

@@ -1,5 +1,5 @@
-//! An exchange with an upstream through Pingora's pooled connections: whole, or up to the answer's
-//! header. A request is sent again only where it cannot act twice.
+//! An exchange with an upstream over kept connections: whole, or up to the answer's header. A
+//! request is sent again only where it cannot act twice.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,18 @@ use bytes::{Bytes, BytesMut};
 use contracts::{assertion::Audience, id::TenantId};
 use http::{StatusCode, header};
 use pingora::{
-    Error, ErrorType, OkOrErr as _,
+    Error, ErrorType, OkOrErr as _, OrErr as _,
     http::{RequestHeader, ResponseHeader},
-    protocols::http::client::HttpSession,
-    upstreams::peer::HttpPeer,
+    prelude::timeout,
+    protocols::{Stream, http::v1::client::HttpSession},
 };
+use tokio::io::AsyncWriteExt as _;
 
 use super::{Pick, Upstreams};
-use crate::config;
+use crate::{config, headers};
+
+/// A body up to this size is sent together with its header.
+const TOGETHER_MAX_BYTES: usize = 16 * 1_024;
 
 /// A request for an upstream.
 #[derive(Clone, Copy, Debug)]
@@ -23,11 +27,13 @@ pub struct Order<'a> {
     pub audience: Audience,
     /// Whose it is.
     pub tenant: TenantId,
-    /// Its header, all but `Host`.
+    /// Its header, as the client sent it.
     pub request: &'a RequestHeader,
+    /// What it is sent in place of the client's headers.
+    pub ours: headers::Upstream<'a>,
     /// Its body.
     pub body: &'a Bytes,
-    /// Whether the upstream knows a repetition of it from a second one.
+    /// Whether sending it twice does no more than sending it once.
     pub may_repeat: bool,
     /// How long it may take.
     pub deadline: Duration,
@@ -35,17 +41,17 @@ pub struct Order<'a> {
 
 /// An answer of which only the header is read.
 pub struct Begun {
-    /// Status and headers.
+    /// Status and headers, as far as they are for the client.
     pub header: ResponseHeader,
     /// Where the body comes from.
     pub session: HttpSession,
-    peer: HttpPeer,
+    pick: Pick,
 }
 
 /// A captured answer.
 #[derive(Debug)]
 pub struct Answer {
-    /// Status and headers.
+    /// Status and headers, as far as they are for the client.
     pub header: ResponseHeader,
     /// The whole body.
     pub body: Bytes,
@@ -73,7 +79,7 @@ struct Attempt {
     failure: Failure,
     /// Whether the same request may be sent again without the upstream having seen it.
     unsent: bool,
-    /// Whether a pooled connection may have been closed by the upstream just before.
+    /// Whether a kept connection may have been closed by the upstream just before.
     stale: bool,
 }
 
@@ -86,7 +92,7 @@ impl Upstreams {
         let started = Instant::now();
         let begun = self.open(order).await?;
         let rest = order.deadline.saturating_sub(started.elapsed());
-        self.finish(begun, rest).await
+        begun.finish(rest).await
     }
 
     /// Sends a request and waits for the answer's header.
@@ -96,37 +102,32 @@ impl Upstreams {
     pub async fn open(&self, order: &Order<'_>) -> Result<Begun, Failure> {
         let mut pick = None;
         let work = self.begin(order, &mut pick);
-        let begun = tokio::time::timeout(order.deadline, work).await;
-        begun.unwrap_or_else(|_| {
-            if let Some(pick) = &mut pick {
-                pick.sick();
+        let begun = timeout(order.deadline, work).await;
+        match (begun, pick) {
+            (Ok(begun), Some(pick)) => begun.map(|(header, session)| Begun {
+                header,
+                session,
+                pick,
+            }),
+            (Ok(begun), None) => Err(begun.err().unwrap_or(Failure::Unreachable)),
+            (Err(_), pick) => {
+                if let Some(mut pick) = pick {
+                    pick.sick();
+                }
+                Err(Failure::Timeout)
             }
-            Err(Failure::Timeout)
-        })
-    }
-
-    /// Captures an answer that has begun.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    pub async fn finish(&self, mut begun: Begun, deadline: Duration) -> Result<Answer, Failure> {
-        let read = tokio::time::timeout(deadline, read_body(&mut begun.session)).await;
-        let body = read
-            .map_err(|_| Failure::Timeout)?
-            .map_err(|error| failure(&error))?
-            .ok_or(Failure::TooLarge)?;
-        let idle = Some(config::UPSTREAM_IDLE);
-        self.connector
-            .release_http_session(begun.session, &begun.peer, idle)
-            .await;
-        let header = begun.header;
-        Ok(Answer { header, body })
+        }
     }
 
     /// Tries twice, where the second time cannot act twice; the last pick is left in `last`.
-    async fn begin(&self, order: &Order<'_>, last: &mut Option<Pick>) -> Result<Begun, Failure> {
+    async fn begin(
+        &self,
+        order: &Order<'_>,
+        last: &mut Option<Pick>,
+    ) -> Result<(ResponseHeader, HttpSession), Failure> {
         let begun = match self.attempt(order, last).await {
             Err(first) if first.unsent || (first.stale && order.may_repeat) => {
+                metrics::counter!("gateway_upstream_retries_total").increment(1);
                 self.attempt(order, last).await
             }
             begun => begun,
@@ -134,7 +135,11 @@ impl Upstreams {
         begun.map_err(|attempt| attempt.failure)
     }
 
-    async fn attempt(&self, order: &Order<'_>, last: &mut Option<Pick>) -> Result<Begun, Attempt> {
+    async fn attempt(
+        &self,
+        order: &Order<'_>,
+        last: &mut Option<Pick>,
+    ) -> Result<(ResponseHeader, HttpSession), Attempt> {
         let unsent = |unsent| Attempt {
             failure: Failure::Unreachable,
             unsent,
@@ -144,25 +149,20 @@ impl Upstreams {
         let pick = upstream.pick(order.tenant, last.as_ref());
         let pick = pick.map_err(|_| unsent(false))?;
         let pick = last.insert(pick);
-        let peer = pick.peer(order.deadline);
-        let connected = self.connector.get_http_session(&peer).await;
-        let (mut session, reused) = connected.map_err(|_| {
+        let kept = pick.kept();
+        let reused = kept.is_some();
+        let stream = match kept {
+            Some(stream) => Ok(stream),
+            None => self.connector.new_stream(pick.peer()).await,
+        };
+        let stream = stream.map_err(|_| {
             pick.unreachable();
             unsent(true)
         })?;
-        let mut request = order.request.clone();
-        let header = match request.insert_header(header::HOST, &pick.version().host) {
-            Ok(()) => begin(&mut session, request, order.body).await,
-            Err(error) => Err(error),
-        };
-        match header {
-            Ok(header) => {
+        match begin(stream, order, &pick.version().host).await {
+            Ok((header, session)) => {
                 pick.answered(header.status);
-                Ok(Begun {
-                    header,
-                    session,
-                    peer,
-                })
+                Ok((header, session))
             }
             Err(error) => {
                 // An idle connection that was just closed says nothing of the address.
@@ -179,6 +179,48 @@ impl Upstreams {
     }
 }
 
+impl Begun {
+    /// How long the body is, where the header says it.
+    #[must_use]
+    pub fn length(&self) -> Option<usize> {
+        if matches!(
+            self.header.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        ) {
+            return Some(0);
+        }
+        let length = self.header.headers.get(header::CONTENT_LENGTH)?;
+        length.to_str().ok()?.parse().ok()
+    }
+
+    /// Captures the answer.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub async fn finish(mut self, deadline: Duration) -> Result<Answer, Failure> {
+        let read = timeout(deadline, read_body(&mut self.session)).await;
+        let body = read
+            .map_err(|_| Failure::Timeout)?
+            .map_err(|error| failure(&error))?
+            .ok_or(Failure::TooLarge)?;
+        let header = self.header;
+        release(self.session, &self.pick).await;
+        Ok(Answer { header, body })
+    }
+
+    /// Keeps the connection, once the body is read to its end.
+    pub async fn release(self) {
+        release(self.session, &self.pick).await;
+    }
+}
+
+async fn release(mut session: HttpSession, pick: &Pick) {
+    session.respect_keepalive();
+    if let Some(stream) = session.reuse().await {
+        pick.keep(stream);
+    }
+}
+
 fn failure(error: &Error) -> Failure {
     match error.etype() {
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout,
@@ -188,32 +230,55 @@ fn failure(error: &Error) -> Failure {
 
 /// Sends the request and reads the answer's header.
 async fn begin(
-    session: &mut HttpSession,
-    request: RequestHeader,
-    body: &Bytes,
-) -> pingora::Result<ResponseHeader> {
-    let asks = request.headers.contains_key(header::UPGRADE);
-    session.write_request_header(Box::new(request)).await?;
-    if !body.is_empty() {
-        session.write_request_body(body.clone(), true).await?;
-    }
-    session.finish_request_body().await?;
+    mut stream: Stream,
+    order: &Order<'_>,
+    host: &str,
+) -> pingora::Result<(ResponseHeader, HttpSession)> {
+    let asks = order.ours.websocket.is_some();
+    let mut session = if asks {
+        // Pingora must know of it, to see the connection change its language.
+        let request = headers::for_websocket(order.request, &order.ours, host)?;
+        let mut session = HttpSession::new(stream);
+        session.write_request_header(Box::new(request)).await?;
+        session
+    } else {
+        let mut bytes = headers::for_upstream(order.request, &order.ours, host);
+        let together = order.body.len() <= TOGETHER_MAX_BYTES;
+        if together {
+            bytes.extend_from_slice(order.body);
+        }
+        let sent = async {
+            stream.write_all(&bytes).await?;
+            if !together {
+                stream.write_all(order.body).await?;
+            }
+            stream.flush().await
+        };
+        sent.await.or_err(ErrorType::WriteError, "sending")?;
+        HttpSession::new(stream)
+    };
     loop {
-        session.read_response_header().await?;
-        let header = session
-            .response_header()
-            .or_err(ErrorType::InvalidHTTPHeader, "none read")?;
+        session.read_response().await?;
+        let header = session.resp_header();
+        let header = header.or_err(ErrorType::InvalidHTTPHeader, "none read")?;
         let upgraded = asks && header.status == StatusCode::SWITCHING_PROTOCOLS;
         if upgraded || !header.status.is_informational() {
-            return Ok(header.clone());
+            let header = headers::from_upstream(header);
+            return Ok((header, session));
         }
     }
 }
 
 /// Reads the answer's body; `None` when it is more than may be captured.
 async fn read_body(session: &mut HttpSession) -> pingora::Result<Option<Bytes>> {
-    let mut body = BytesMut::new();
-    while let Some(chunk) = session.read_response_body().await? {
+    let Some(first) = session.read_body_bytes().await? else {
+        return Ok(Some(Bytes::new()));
+    };
+    if session.is_body_done() {
+        return Ok(Some(first));
+    }
+    let mut body = BytesMut::from(first);
+    while let Some(chunk) = session.read_body_bytes().await? {
         if body.len() + chunk.len() > config::ANSWER_MAX_BYTES {
             return Ok(None);
         }

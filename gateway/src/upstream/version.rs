@@ -12,9 +12,12 @@ use std::{
 use arc_swap::ArcSwap;
 use http::StatusCode;
 use metrics::{Counter, counter, gauge};
-use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::{protocols::Stream, upstreams::peer::HttpPeer};
 
-use super::breaker::{Breaker, Cause};
+use super::{
+    breaker::{Breaker, Cause},
+    pool::Pool,
+};
 use crate::config;
 
 /// One version of an upstream.
@@ -36,6 +39,7 @@ pub struct Target {
     /// Where.
     pub address: SocketAddr,
     peer: HttpPeer,
+    pool: Pool,
     /// A copy of what the breaker lets through, for requests to read.
     gate: AtomicU8,
     /// Answers since the breaker last counted them.
@@ -188,11 +192,10 @@ impl Target {
         let mut peer = HttpPeer::new(address, false, String::new());
         peer.options.connection_timeout = Some(config::CONNECT_DEADLINE);
         peer.options.total_connection_timeout = Some(config::CONNECT_DEADLINE);
-        peer.options.idle_timeout = Some(config::UPSTREAM_IDLE);
-        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
         Self {
             address,
             peer,
+            pool: Pool::default(),
             gate: AtomicU8::new(IN),
             answers: AtomicU32::new(0),
             breaker: Mutex::default(),
@@ -227,6 +230,7 @@ impl Target {
     }
 
     fn tick(&self) {
+        self.pool.tick();
         self.turn(Breaker::wait);
     }
 
@@ -270,13 +274,20 @@ impl Pick {
         &self.version
     }
 
-    /// Where Pingora connects to. `deadline` is how long the upstream may be silent.
+    /// Where to connect to.
     #[must_use]
-    pub fn peer(&self, deadline: Duration) -> HttpPeer {
-        let mut peer = self.target.peer.clone();
-        peer.options.read_timeout = Some(deadline);
-        peer.options.write_timeout = Some(deadline);
-        peer
+    pub fn peer(&self) -> &HttpPeer {
+        &self.target.peer
+    }
+
+    /// A connection that is there already.
+    pub(super) fn kept(&self) -> Option<Stream> {
+        self.target.pool.take()
+    }
+
+    /// Keeps a connection for the next request.
+    pub(super) fn keep(&self, stream: Stream) {
+        self.target.pool.put(stream);
     }
 
     /// An answer's header arrived. What may be one tenant's doing, or is a refusal in good order,

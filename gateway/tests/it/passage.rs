@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     app::{self, problem},
     issuer::Issuer,
+    upstream::LARGE,
 };
 
 #[tokio::test]
@@ -169,6 +170,26 @@ async fn server_sent_events_arrive_one_by_one() {
     }
     assert!(String::from_utf8(rest).unwrap().contains("id: 3"));
     assert_eq!(app.upstreams.seen.last().headers["last-event-id"], "0");
+}
+
+#[tokio::test]
+async fn a_long_answer_passes_as_it_comes_and_one_that_breaks_off_is_seen_to() {
+    let app = app::start(&[]).await;
+    let large = app.get("/v1/jobs/job_large").await;
+    assert_eq!(large.headers()["content-length"], LARGE.to_string());
+    assert_eq!(large.bytes().await.unwrap().len(), LARGE);
+    let started = Instant::now();
+    let mut slow = app.get("/v1/jobs/job_slow").await;
+    assert!(slow.headers().contains_key("x-request-id"));
+    assert_eq!(slow.chunk().await.unwrap().unwrap(), "begin ");
+    let waited = started.elapsed();
+    assert!(waited < Duration::from_millis(290), "the beginning waited");
+    assert_eq!(slow.text().await.unwrap(), "end");
+    let broken = app.get("/v1/jobs/job_broken").await;
+    assert_eq!(broken.status(), StatusCode::OK);
+    assert!(broken.text().await.is_err());
+    // The connection is another one, and nothing is left behind.
+    assert_eq!(app.get("/v1/jobs/job_1").await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

@@ -253,8 +253,11 @@ fn tear(folder: &Path) {
             .is_some_and(|extension| extension == "segment")
         {
             let mut bytes = fs::read(&path).unwrap();
-            let torn = bytes.clone();
-            bytes.extend_from_slice(&torn[..torn.len().min(30)]);
+            let Some(last) = bytes.iter().rposition(|byte| *byte != 0) else {
+                continue;
+            };
+            let torn = bytes[..(last + 1).min(30)].to_vec();
+            bytes[last + 1..][..torn.len()].copy_from_slice(&torn);
             fs::write(&path, bytes).unwrap();
         }
     }

@@ -58,6 +58,9 @@ pub(crate) struct Breaking {
     seen: Arc<AtomicUsize>,
 }
 
+/// Length of an answer that is not read whole before it is passed on.
+pub(crate) const LARGE: usize = 1_000_000;
+
 /// The four upstreams.
 pub(crate) struct Upstreams {
     pub(crate) seen: Seen,
@@ -257,7 +260,26 @@ async fn secret(_: Noted) -> Response {
     (StatusCode::CREATED, axum::Json(body)).into_response()
 }
 
+/// What was claimed; a job's id may ask for an answer that is long, slow, or breaks off.
 async fn echo(Noted(request): Noted) -> Response {
+    let asked = request.target.split('/').nth(3);
+    if asked == Some("job_large") {
+        return "x".repeat(LARGE).into_response();
+    }
+    if let Some(slow @ ("job_slow" | "job_broken")) = asked {
+        let last = match slow {
+            "job_slow" => Ok("end"),
+            _ => Err(std::io::Error::other("as asked")),
+        };
+        let parts = futures::stream::iter([Ok("begin "), last]);
+        let paced = parts.enumerate().then(|(number, part)| async move {
+            if number > 0 {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            part
+        });
+        return Body::from_stream(paced).into_response();
+    }
     axum::Json(json!({ "claims": request.claims })).into_response()
 }
 

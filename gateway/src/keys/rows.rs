@@ -27,8 +27,8 @@ pub(super) async fn lock_tenant(
     Ok(())
 }
 
-/// Refuses whoever was shut out since they were let in. Their key's row is held, so that revoking it
-/// and making a key with it come one after the other.
+/// Refuses whoever was shut out since they were let in. Their key's row is held, so that revoking
+/// it and making a key with it come one after the other.
 pub(super) async fn require_good(
     client: &impl GenericClient,
     asker: &Principal,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, BytesMut};
+use bytes::BytesMut;
 use fred::types::{Value, config::Server};
 use pingora::prelude::timeout;
 use tokio::{
@@ -77,7 +77,7 @@ struct Shared {
 struct Queue {
     up: bool,
     /// Commands that are not sent yet.
-    out: Vec<u8>,
+    out: BytesMut,
     /// Who waits for the next answers, in order.
     waiting: VecDeque<oneshot::Sender<Reply>>,
 }
@@ -170,7 +170,7 @@ impl Shared {
     }
 
     async fn speak(&self, mut to: WriteHalf<'_>) -> io::Result<()> {
-        let mut bytes = Vec::new();
+        let mut bytes = BytesMut::new();
         loop {
             self.wake.notified().await;
             // Whoever is about to ask does it first, and all goes together.
@@ -178,7 +178,9 @@ impl Shared {
             mem::swap(&mut bytes, &mut self.queue().out);
             to.write_all(&bytes).await?;
             bytes.clear();
-            bytes.shrink_to(KEPT_BYTES);
+            if bytes.capacity() > KEPT_BYTES {
+                bytes = BytesMut::new();
+            }
         }
     }
 
@@ -192,12 +194,9 @@ impl Shared {
                 Err(_) if self.queue().waiting.is_empty() => continue,
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             };
-            let mut read = 0;
-            while let Some((reply, length)) = resp::parse(&bytes[read..])? {
+            while let Some(reply) = resp::take(&mut bytes)? {
                 replies.push(reply);
-                read += length;
             }
-            bytes.advance(read);
             let mut queue = self.queue();
             for reply in replies.drain(..) {
                 let Some(waiting) = queue.waiting.pop_front() else {
@@ -220,12 +219,12 @@ async fn connect(target: &Target) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect((&**host, *port)).await?;
     stream.set_nodelay(true)?;
     for greeting in &target.greetings {
-        let mut bytes = Vec::new();
+        let mut bytes = BytesMut::new();
         resp::write(&mut bytes, greeting);
         stream.write_all(&bytes).await?;
         let mut answer = BytesMut::new();
         let reply = loop {
-            if let Some((reply, _)) = resp::parse(&answer)? {
+            if let Some(reply) = resp::take(&mut answer)? {
                 break reply;
             }
             if stream.read_buf(&mut answer).await? == 0 {

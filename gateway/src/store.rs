@@ -18,6 +18,7 @@ use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, NoTls,
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub(crate) mod prune;
 pub(crate) mod traffic;
 
 use crate::{
@@ -288,12 +289,19 @@ async fn revocations(client: &impl GenericClient) -> anyhow::Result<Revocations>
     let sql = "-- gateway.revocations\nSELECT kind, value FROM gateway.revocations";
     let mut revoked = Revocations::default();
     for row in client.query(sql, &[]).await? {
-        let kind = match row.get::<_, &str>("kind") {
-            "jti" => &mut revoked.tokens,
-            "subject" => &mut revoked.subjects,
-            _ => &mut revoked.tenants,
-        };
-        kind.insert(row.get("value"));
+        let value: &str = row.get("value");
+        match row.get::<_, &str>("kind") {
+            "jti" => drop(revoked.tokens.insert(value.to_owned())),
+            "subject" => match Revocations::subject_of(value) {
+                Some((tenant, subject)) => {
+                    let subjects = revoked.subjects.entry(tenant).or_default();
+                    subjects.insert(subject.to_owned());
+                }
+                // There can be no such tenant.
+                None => warn!(value, "a revoked subject is unreadable"),
+            },
+            _ => drop(revoked.tenants.insert(value.to_owned())),
+        }
     }
     Ok(revoked)
 }

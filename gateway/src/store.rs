@@ -292,14 +292,15 @@ async fn revocations(client: &impl GenericClient) -> anyhow::Result<Revocations>
         let value: &str = row.get("value");
         match row.get::<_, &str>("kind") {
             "jti" => drop(revoked.tokens.insert(value.to_owned())),
-            "subject" => match Revocations::subject_of(value) {
-                Some((tenant, subject)) => {
+            "subject" => {
+                if let Some((tenant, subject)) = Revocations::subject_of(value) {
                     let subjects = revoked.subjects.entry(tenant).or_default();
                     subjects.insert(subject.to_owned());
+                } else {
+                    // There can be no such tenant.
+                    warn!(value, "a revoked subject is unreadable");
                 }
-                // There can be no such tenant.
-                None => warn!(value, "a revoked subject is unreadable"),
-            },
+            }
             _ => drop(revoked.tenants.insert(value.to_owned())),
         }
     }

@@ -54,7 +54,7 @@ impl Generation {
     /// # Errors
     /// When Redis or, where it holds no generation, Postgres does not answer.
     pub async fn look(&self, redis: &Redis, pool: &Pool) -> anyhow::Result<()> {
-        let (key, script) = (redis.shared_key("generation"), Script::new(LOOK));
+        let (key, script) = (redis.shared_key("generation_of_run"), Script::new(LOOK));
         let look = async |of: &'static str| {
             let arguments = vec![Value::from_static_str(of)];
             redis.run::<i64>(&script, key.clone(), arguments).await

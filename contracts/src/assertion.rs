@@ -20,6 +20,9 @@ mod names;
 
 /// The header that carries the assertion.
 pub const HEADER: &str = "jobseal-assertion";
+/// The header by which the gateway asks a service for the answer that a request had before, and for
+/// nothing else: where there is none the service does nothing and answers 404.
+pub const REPLAY_ONLY: &str = "jobseal-replay-only";
 /// Longest life of an assertion.
 pub const LIFETIME_MAX_SECONDS: i64 = 30;
 /// Longest header that is looked at.

@@ -20,7 +20,10 @@ pub const OPENAPI_JSON: &str = include_str!("../openapi/jobseal.v1.json");
 const DESCRIPTION: &str = "Asynchronous jobs whose outcomes are sealed on an EVM chain.\n\n\
     Errors are problem details (RFC 9457) with a `code` of a closed list. Times are RFC 3339 in \
     UTC. Quantities and amounts are decimal strings. Lists are pages: give `next_cursor` as \
-    `cursor` for the next one.";
+    `cursor` for the next one.\n\n\
+    Any request may carry `traceparent` and `tracestate` (W3C Trace Context). Those of a tenant \
+    that must sign its requests carry `Signature-Input` and `Signature` (RFC 9421, HMAC-SHA256), \
+    and with a body `Content-Digest` (RFC 9530, SHA-256).";
 
 /// The document, derived from the types.
 #[must_use]

@@ -148,6 +148,7 @@ fn form(criterion: &mut Criterion) -> anyhow::Result<()> {
         assertion: &assertion,
         traceparent: TRACEPARENT,
         key: None,
+        replay_only: false,
         length: None,
         websocket: None,
     };

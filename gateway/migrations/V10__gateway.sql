@@ -64,12 +64,14 @@ CREATE TABLE gateway.signing_keys (
 );
 CREATE INDEX signing_keys_tenant ON gateway.signing_keys (tenant_id);
 
--- Tokens we did not issue are revoked by naming them, their subject, or the whole tenant.
+-- Tokens we did not issue are revoked by naming them, their subject (`tenant/subject`: names are a
+-- tenant's own), or the whole tenant.
 CREATE TABLE gateway.revocations (
     kind       text NOT NULL CHECK (kind IN ('jti', 'subject', 'tenant')),
     value      text NOT NULL CHECK (length(value) BETWEEN 1 AND 256),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (kind, value)
+    PRIMARY KEY (kind, value),
+    CHECK (kind <> 'subject' OR value ~ '^tenant_[0-9a-f]{32}/.')
 );
 
 -- Where gateways ever counted: a Redis that is empty under a known prefix was flushed.

@@ -47,19 +47,9 @@ enum Action {
     #[command(subcommand)]
     SigningKey(signing::SigningKeyCommand),
     /// Stop believing tokens and keys, by token, subject or tenant.
-    Revoke {
-        /// By what.
-        kind: access::Kind,
-        /// Which one.
-        value: String,
-    },
+    Revoke(access::Named),
     /// Undo a `revoke`.
-    Restore {
-        /// By what.
-        kind: access::Kind,
-        /// Which one.
-        value: String,
-    },
+    Restore(access::Named),
     /// The issuer's keys.
     #[command(subcommand)]
     Jwks(JwksCommand),
@@ -229,8 +219,8 @@ async fn carry_out(
         Action::Tenant(command) => of_tenant(client, command, clock).await?,
         Action::Key(command) => keys::carry_out(keys, command, clock).await?,
         Action::SigningKey(command) => signing::carry_out(client, command, clock).await?,
-        Action::Revoke { kind, value } => access::revoke(client, kind, &value).await?,
-        Action::Restore { kind, value } => access::restore(client, kind, &value).await?,
+        Action::Revoke(named) => access::revoke(client, &named).await?,
+        Action::Restore(named) => access::restore(client, &named).await?,
         Action::Jwks(JwksCommand::Refresh) => access::refresh_jwks(client).await?,
         Action::Rollout(command) => rollout::carry_out(client, command, clock).await?,
         Action::Route(command) => route::carry_out(client, command, clock).await?,

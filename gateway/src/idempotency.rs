@@ -37,7 +37,7 @@ pub const KEPT_MAX_BYTES: usize = 16 * 1_024;
 
 /// How long an answer is kept.
 const KEPT: Duration = Duration::from_hours(24);
-/// How much longer than the upstream's deadline a claim lasts: a killed gateway's frees itself.
+/// How much longer than the upstream's deadline a claim lasts: a killed gateway's is free then.
 const CLAIM_SLACK: Duration = Duration::from_secs(2);
 /// When to ask again after a conflict, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 1;
@@ -71,6 +71,8 @@ pub struct Asked<'a> {
 pub struct Claim {
     /// How the tenant stands with the month's quota now, where it has one.
     pub used: Option<Used>,
+    /// Whether a gateway that is gone had paid the request's compute units before.
+    pub carried: bool,
     places: [String; 3],
     /// `None` where nothing was claimed.
     token: Option<String>,
@@ -95,8 +97,6 @@ pub enum Ending<'a> {
     Kept(&'a Kept, Option<JobId>),
     /// It stands for an answer that must not be shown again.
     Secret,
-    /// It stands for a request of which nobody knows whether it acted, and no service has a record.
-    Unknown,
     /// It is free again.
     Freed,
 }
@@ -208,6 +208,7 @@ impl Idempotency {
             Value::from(asked.fingerprint.0.as_str()),
             Value::from(token.as_str()),
             milliseconds(self.claim_life),
+            milliseconds(KEPT),
             Value::from(asked.units.to_string()),
             quota
                 .and_then(|quota| quota.most())
@@ -216,19 +217,22 @@ impl Idempotency {
             Value::from(i64::from(asked.units > 0 && asked.tenant.unique_content)),
             Value::from(self.generation.born_ms().to_string()),
         ];
-        let answer = self
+        let answer: Result<Vec<Bytes>, _> = self
             .redis
             .run(&self.claim, places.to_vec(), arguments)
             .await;
+        let carried = number(answer.as_ref().ok().and_then(|a| a.get(3))) == Some(1);
         let claimed = |token, charged, used| Claim {
             used,
+            carried,
             places,
             token,
             charged,
         };
-        let Ok::<Vec<Bytes>, _>(answer) = answer else {
+        let Ok(answer) = answer else {
             // The claim may have been made all the same, and then must be ended.
-            return Ok(Standing::Claimed(claimed(Some(token), 0, None)));
+            let charged = quota.map_or(0, |_| asked.units);
+            return Ok(Standing::Claimed(claimed(Some(token), charged, None)));
         };
         let used = quota
             .zip(number(answer.get(1)))
@@ -272,7 +276,6 @@ impl Idempotency {
                 ("kept", head, kept.body.clone(), job)
             }
             Ending::Secret => ("secret", String::new(), Bytes::new(), None),
-            Ending::Unknown => ("unknown", String::new(), Bytes::new(), None),
             Ending::Freed => ("", String::new(), Bytes::new(), None),
         };
         let back = if acted { 0 } else { claim.charged };
@@ -322,9 +325,6 @@ fn refusal(answer: &[Bytes]) -> Option<Problem> {
         "secret" => {
             conflict("This request succeeded before. Its answer showed a secret and was not kept.")
         }
-        "unknown" => conflict(
-            "Nobody knows whether this request acted: look, then send it with another key.",
-        ),
         "duplicate" => match text(1)?.parse::<JobId>() {
             Ok(first) => Problem::new(
                 Code::DuplicateJob,

@@ -32,6 +32,7 @@ use crate::{
 mod grant;
 mod rows;
 pub mod serve;
+mod share;
 pub mod uses;
 
 /// Keys of a tenant that are good at a time.
@@ -71,6 +72,7 @@ pub struct NewKey {
 pub struct Keys {
     pool: Pool,
     clock: Clock,
+    shares: share::Shares,
 }
 
 /// What an idempotency key is claimed with.
@@ -84,7 +86,12 @@ impl Keys {
     /// The keys of this database.
     #[must_use]
     pub fn new(pool: Pool, clock: Clock) -> Self {
-        Self { pool, clock }
+        let shares = share::Shares::default();
+        Self {
+            pool,
+            clock,
+            shares,
+        }
     }
 
     /// Creates a key, once for each idempotency key; `asker` is who asks, if not an operator.

@@ -1,6 +1,8 @@
 //! Requests without a body: sent upstream, and the answer passed on, a short one whole in one go, a
 //! long one, or one of unknown length, as it comes.
 
+use std::pin::pin;
+
 use bytes::Bytes;
 use contracts::assertion::SHA256_OF_NOTHING;
 use http::{HeaderValue, Version, header};
@@ -13,6 +15,7 @@ use crate::{
     proxy::Gateway,
     reject,
     route::Forward,
+    streams,
     upstream::{Begun, Order},
 };
 
@@ -28,7 +31,7 @@ pub(crate) async fn serve(
     forward: &Forward,
 ) -> Result<(), Stop> {
     let begun = open(gateway, session, ctx, forward, None).await?;
-    answer(gateway, session, ctx, begun).await
+    answer(gateway, session, ctx, forward, begun).await
 }
 
 /// Sends the request upstream and waits for the answer's header; `websocket` is the key of a
@@ -50,6 +53,7 @@ pub(crate) async fn open(
             assertion: &assertion,
             traceparent: &ctx.traceparent,
             key: None,
+            replay_only: false,
             length: None,
             websocket,
         },
@@ -68,6 +72,7 @@ pub(crate) async fn answer(
     gateway: &Gateway,
     session: &mut Session,
     ctx: &mut Ctx,
+    forward: &Forward,
     begun: Begun,
 ) -> Result<(), Stop> {
     let length = begun.length();
@@ -81,7 +86,7 @@ pub(crate) async fn answer(
     ctx.response_bytes = length.unwrap_or(0) as u64;
     let header = begin(gateway, session, ctx, begun.header.clone())?;
     session.write_response_header(header, false).await?;
-    relay(gateway, session, ctx, begun).await
+    relay(gateway, session, ctx, forward, begun).await
 }
 
 /// The header of an answer whose body follows piece by piece, once its usage is recorded.
@@ -104,18 +109,24 @@ pub(crate) fn begin(
     Ok(Box::new(header))
 }
 
-/// Passes a body on as it comes and no faster than the client takes it, unless the client leaves.
+/// Passes a body on as it comes and no faster than the client takes it, unless the client leaves or
+/// would not be let in any more.
 async fn relay(
     gateway: &Gateway,
     session: &mut Session,
     ctx: &Ctx,
+    forward: &Forward,
     mut begun: Begun,
 ) -> Result<(), Stop> {
     let silence = ctx.deadline(gateway.upstream_deadline);
+    // Without its end the client sees that the answer is not complete.
+    let cut = || Error::new_up(ErrorType::ConnectionClosed).into();
+    let mut lost = pin!(streams::until_lost(gateway, ctx, forward));
     loop {
         let downstream = &mut session.downstream_session;
         let read = tokio::select! {
             biased;
+            () = &mut lost => return Err(cut()),
             read = timeout(silence, begun.session.read_body_bytes()) => read,
             // A client that has asked has nothing more to say: it is the end.
             left = downstream.read_body_or_idle(true) => {
@@ -123,11 +134,15 @@ async fn relay(
                 return Err(Error::new_down(ErrorType::ConnectionClosed).into());
             }
         };
-        match read {
-            Ok(Ok(Some(chunk))) => session.write_response_body(Some(chunk), false).await?,
+        let chunk = match read {
+            Ok(Ok(Some(chunk))) => chunk,
             Ok(Ok(None)) => break,
-            // Without its end the client sees that the answer is not complete.
-            _ => return Err(Error::new_up(ErrorType::ConnectionClosed).into()),
+            _ => return Err(cut()),
+        };
+        tokio::select! {
+            written = session.write_response_body(Some(chunk), false) => written?,
+            // A client that takes nothing is not waited for.
+            () = &mut lost => return Err(cut()),
         }
     }
     session.write_response_body(None, true).await?;

@@ -66,16 +66,14 @@ pub enum Passage {
     Transaction(Transaction),
 }
 
-/// What a route with a body wants.
+/// What a route with a body wants. Whoever carries it out keeps a record of its idempotency key, in
+/// the transaction that acts: so it may be sent again where its outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transaction {
     /// What the body must be.
     pub body: Body,
     /// Whether an idempotency key must come with it; one may always.
     pub key_required: bool,
-    /// Whether the upstream keeps a record of the key, in the transaction that acts: only then may
-    /// a request whose outcome is unknown be sent again.
-    pub recorded: bool,
     /// Whether the answer shows a secret, and therefore is never kept.
     pub secret: bool,
 }
@@ -120,22 +118,18 @@ const REPLAY: &str = "/v1/webhooks/deliveries/{message_id}/replay";
 const SUBMIT: Transaction = Transaction {
     body: Body::Job,
     key_required: true,
-    recorded: true,
     secret: false,
 };
 const CREATION: Transaction = Transaction {
     body: Body::Json,
     key_required: false,
-    recorded: true,
     secret: true,
 };
 const ROTATION: Transaction = Transaction {
     body: Body::OptionalJson,
-    recorded: false,
     ..CREATION
 };
 const CHANGE: Transaction = Transaction {
-    recorded: false,
     secret: false,
     ..CREATION
 };
@@ -397,6 +391,41 @@ mod tests {
                 Some(index),
                 "{path}"
             );
+        }
+    }
+
+    #[test]
+    fn what_routes_accept_stands_in_the_document() {
+        let document: serde_json::Value = serde_json::from_str(contracts::OPENAPI_JSON).unwrap();
+        let ours = |route: &&Route| !matches!(route.action, Action::Own(_));
+        for route in ROUTES.iter().filter(ours) {
+            let method = route.method.as_str().to_lowercase();
+            let operation = &document["paths"][route.template][&method];
+            let parameter = |name: &str| {
+                let parameters = operation["parameters"].as_array().into_iter().flatten();
+                let mut parameters = parameters.filter(|parameter| parameter["name"] == name);
+                parameters
+                    .next()
+                    .map(|parameter| parameter["required"] == true)
+            };
+            let transaction = match &route.action {
+                Action::Keys(_, transaction) => *transaction,
+                Action::Forward(forward) => match forward.passage {
+                    Passage::Transaction(transaction) => Some(transaction),
+                    Passage::Stream | Passage::Events => None,
+                },
+                Action::Own(_) => None,
+            };
+            let what = format!("{method} {}", route.template);
+            let required = transaction.map(|transaction| transaction.key_required);
+            assert_eq!(parameter("Idempotency-Key"), required, "{what}");
+            for name in ["after", "Upgrade", "Last-Event-ID"] {
+                assert_eq!(
+                    parameter(name).is_some(),
+                    route.may_upgrade(),
+                    "{what} {name}"
+                );
+            }
         }
     }
 

@@ -51,8 +51,8 @@ use crate::{
 };
 
 use parts::{
-    follow_issuer, generation, idempotency, jwks, readiness, records, redis, rules, streams, tls,
-    upstreams,
+    follow_issuer, generation, idempotency, jwks, prune, readiness, records, redis, rules, streams,
+    tls, upstreams,
 };
 
 mod parts;
@@ -185,6 +185,7 @@ async fn build(
     lifecycle.spawn("snapshot", follow);
     let note = uses::write(pool.clone(), Arc::clone(&snapshots), stop());
     lifecycle.spawn("key uses", note);
+    prune(options, &pool, lifecycle);
     let keys = Keys::new(pool.clone(), Clock::system());
     let redis = redis(options)?;
     redis.start().await;

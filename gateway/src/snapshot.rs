@@ -121,8 +121,8 @@ pub struct Identity {
 pub struct Revocations {
     /// Tokens, by `jti`.
     pub tokens: HashSet<String>,
-    /// Subjects.
-    pub subjects: HashSet<String>,
+    /// Subjects of each tenant.
+    pub subjects: HashMap<TenantId, HashSet<String>>,
     /// Tenants.
     pub tenants: HashSet<String>,
 }
@@ -160,8 +160,26 @@ impl Revocations {
             tenant, subject, ..
         } = identity;
         jti.is_some_and(|jti| self.tokens.contains(jti))
-            || (!self.subjects.is_empty() && self.subjects.contains(subject.as_str()))
+            || (!self.subjects.is_empty() && self.covers_subject(tenant, subject))
             || (!self.tenants.is_empty() && self.tenants.contains(&tenant.to_string()))
+    }
+
+    /// As whom a subject of a tenant is revoked.
+    #[must_use]
+    pub fn subject_value(tenant: TenantId, subject: &Subject) -> String {
+        format!("{tenant}/{subject}")
+    }
+
+    /// The tenant and the subject that a revoked subject's value names.
+    #[must_use]
+    pub fn subject_of(value: &str) -> Option<(TenantId, &str)> {
+        let (tenant, subject) = value.split_once('/')?;
+        Some((tenant.parse().ok()?, subject))
+    }
+
+    fn covers_subject(&self, tenant: &TenantId, subject: &Subject) -> bool {
+        let subjects = self.subjects.get(tenant);
+        subjects.is_some_and(|subjects| subjects.contains(subject.as_str()))
     }
 }
 

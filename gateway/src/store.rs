@@ -18,6 +18,7 @@ use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, NoTls,
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub(crate) mod prune;
 pub(crate) mod traffic;
 
 use crate::{
@@ -288,12 +289,20 @@ async fn revocations(client: &impl GenericClient) -> anyhow::Result<Revocations>
     let sql = "-- gateway.revocations\nSELECT kind, value FROM gateway.revocations";
     let mut revoked = Revocations::default();
     for row in client.query(sql, &[]).await? {
-        let kind = match row.get::<_, &str>("kind") {
-            "jti" => &mut revoked.tokens,
-            "subject" => &mut revoked.subjects,
-            _ => &mut revoked.tenants,
-        };
-        kind.insert(row.get("value"));
+        let value: &str = row.get("value");
+        match row.get::<_, &str>("kind") {
+            "jti" => drop(revoked.tokens.insert(value.to_owned())),
+            "subject" => {
+                if let Some((tenant, subject)) = Revocations::subject_of(value) {
+                    let subjects = revoked.subjects.entry(tenant).or_default();
+                    subjects.insert(subject.to_owned());
+                } else {
+                    // There can be no such tenant.
+                    warn!(value, "a revoked subject is unreadable");
+                }
+            }
+            _ => drop(revoked.tenants.insert(value.to_owned())),
+        }
     }
     Ok(revoked)
 }

@@ -153,7 +153,7 @@ pub(crate) async fn serve(
     let key = key.filter(|_| session.is_upgrade_req());
     let mut begun = pass::open(gateway, session, ctx, forward, key).await?;
     if !is_stream(&begun.header) {
-        return pass::answer(gateway, session, ctx, begun).await;
+        return pass::answer(gateway, session, ctx, forward, begun).await;
     }
     begin(gateway, session, ctx, begun.header.clone()).await?;
     // A stream may outlast the process: nobody waits for it on the way out.
@@ -262,9 +262,9 @@ async fn pass(
     }
 }
 
-/// Returns once whoever opened the stream would not be let in any more: it wakes when anything
-/// changed that is believed, and when the credential ends.
-async fn until_lost(gateway: &Gateway, ctx: &Ctx, forward: &Forward) {
+/// Returns once whoever asked would not be let in any more: it wakes when anything changed that is
+/// believed, and when the credential ends.
+pub(crate) async fn until_lost(gateway: &Gateway, ctx: &Ctx, forward: &Forward) {
     let principal = ctx.principal.as_ref();
     let principal = principal.expect("only admitted requests are forwarded");
     let mut news = gateway.snapshots.news().subscribe();
@@ -280,7 +280,7 @@ async fn until_lost(gateway: &Gateway, ctx: &Ctx, forward: &Forward) {
             }
             Err(cause) => {
                 let code = cause.code().as_str();
-                info!(request.id = %ctx.request_id, code, "a stream is ended: its credential is");
+                info!(request.id = %ctx.request_id, code, "an answer is cut off: its credential is");
                 metrics::counter!("gateway_streams_revoked_total").increment(1);
                 return;
             }

@@ -17,6 +17,7 @@ use crate::{
     headers::{self, target},
     idempotency::{self, Asked, Claim, Ending, Fingerprint, Kept, Key, Standing},
     keys::{self, serve::Call},
+    limit::quota::Used,
     proxy::Gateway,
     reject,
     route::{Body, Forward, KEYS, Transaction},
@@ -35,6 +36,17 @@ pub(crate) enum To<'a> {
     Upstream(&'a Forward),
     /// We.
     Keys(Call),
+}
+
+/// What goes upstream of a transaction.
+#[derive(Clone, Copy, Debug)]
+struct Sent<'a> {
+    key: Option<&'a Key>,
+    body: &'a Bytes,
+    /// The body's SHA-256.
+    digest: &'a str,
+    /// Whether only an answer that was given before is asked for.
+    replay_only: bool,
 }
 
 impl To<'_> {
@@ -66,7 +78,14 @@ pub(crate) async fn serve(
     require_digest(ctx.signed.as_ref(), &body)?;
     let units = check(transaction.body, &session.req_header().headers, &body)?;
     let digest = sha256_hex(&body);
-    let claim = match &key {
+    let key = key.as_ref();
+    let sent = Sent {
+        key,
+        body: &body,
+        digest: &digest,
+        replay_only: false,
+    };
+    let claim = match key {
         None => None,
         Some(key) => match claim(gateway, session, ctx, key, &digest, units).await? {
             Standing::Claimed(claim) => Some(claim),
@@ -76,20 +95,16 @@ pub(crate) async fn serve(
                 return Ok(gateway.answer(session, ctx, header, body).await?);
             }
             Standing::Exhausted(used) => {
-                // As with the other limits, what is refused is not charged.
-                ctx.usage = Usage::None;
-                ctx.quota = Some(used);
-                return Err(used.refusal(ctx.arrived_at).into());
+                let answer = recall(gateway, session, ctx, to, sent, used).await?;
+                return finish(gateway, session, ctx, answer).await;
             }
         },
     };
     ctx.quota = claim.as_ref().and_then(|claim| claim.used);
-    let key = key.as_ref();
     let outcome = match to {
         To::Upstream(forward) => {
-            let body = (&body, digest.as_str());
-            let sent = exchange(gateway, session, ctx, forward, transaction, key, body);
-            sent.await.map_err(reject::failure)
+            let answer = exchange(gateway, session, ctx, forward, sent).await;
+            answer.map_err(reject::failure)
         }
         To::Keys(call) => {
             let request = session.req_header();
@@ -99,9 +114,46 @@ pub(crate) async fn serve(
     if let Some(claim) = claim {
         settle(gateway, claim, transaction, &outcome).await;
     }
-    let Answer { mut header, body } = outcome?;
+    finish(gateway, session, ctx, outcome?).await
+}
+
+async fn finish(
+    gateway: &Gateway,
+    session: &mut Session,
+    ctx: &mut Ctx,
+    answer: Answer,
+) -> Result<(), Stop> {
+    let Answer { mut header, body } = answer;
     ctx.replayed = header.remove_header(idempotency::REPLAYED).is_some();
     Ok(gateway.answer(session, ctx, header, body).await?)
+}
+
+/// Beyond the month's quota nothing new is done. But Redis may have lost what was done before, so
+/// the upstream is asked for the answer that it gave then.
+async fn recall(
+    gateway: &Gateway,
+    session: &Session,
+    ctx: &mut Ctx,
+    to: To<'_>,
+    sent: Sent<'_>,
+    used: Used,
+) -> Result<Answer, Stop> {
+    ctx.quota = Some(used);
+    if let To::Upstream(forward) = to {
+        let replay_only = true;
+        let asked = Sent {
+            replay_only,
+            ..sent
+        };
+        let answer = exchange(gateway, session, ctx, forward, asked).await;
+        let answer = answer.map_err(reject::failure)?;
+        if answer.header.status != StatusCode::NOT_FOUND {
+            return Ok(answer);
+        }
+    }
+    // As with the other limits, what is refused is not charged.
+    ctx.usage = Usage::None;
+    Err(used.refusal(ctx.arrived_at).into())
 }
 
 /// Reads the body whole, within its size and time.
@@ -197,10 +249,14 @@ async fn exchange(
     session: &Session,
     ctx: &Ctx,
     forward: &Forward,
-    transaction: Transaction,
-    key: Option<&Key>,
-    (body, digest): (&Bytes, &str),
+    sent: Sent<'_>,
 ) -> Result<Answer, Failure> {
+    let Sent {
+        key,
+        body,
+        digest,
+        replay_only,
+    } = sent;
     let assertion = gateway.assertion(session, ctx, forward, digest);
     let order = Order {
         audience: forward.upstream,
@@ -210,12 +266,13 @@ async fn exchange(
             assertion: &assertion,
             traceparent: &ctx.traceparent,
             key,
+            replay_only,
             length: Some(body.len()),
             websocket: None,
         },
         body,
-        // With a key the upstream's record, where it keeps one, knows a repetition.
-        may_repeat: key.is_some() && transaction.recorded,
+        // With a key the upstream's record knows a repetition.
+        may_repeat: key.is_some(),
         deadline: ctx.deadline(gateway.upstream_deadline),
     };
     let answer = gateway.upstreams.exchange(&order).await?;
@@ -234,14 +291,11 @@ async fn settle(
     let idempotency = &gateway.idempotency;
     let answer = match outcome {
         Ok(answer) if answer.header.status.is_success() => answer,
-        // Sent again, it could act twice, since no record tells a repetition.
-        Err(problem) if !transaction.recorded && is_unknown(problem.code()) => {
-            return idempotency.end(claim, Ending::Unknown, false).await;
-        }
         _ => return idempotency.end(claim, Ending::Freed, false).await,
     };
     let headers = &answer.header.headers;
-    let acted = !headers.contains_key(idempotency::REPLAYED);
+    // What a gateway that is gone had charged paid for what the upstream then repeats.
+    let acted = claim.carried || !headers.contains_key(idempotency::REPLAYED);
     if transaction.secret {
         return idempotency.end(claim, Ending::Secret, acted).await;
     }
@@ -258,11 +312,6 @@ async fn settle(
     };
     let ending = Ending::Kept(&kept, created(headers));
     idempotency.end(claim, ending, acted).await;
-}
-
-/// Whether nobody knows if the upstream acted.
-fn is_unknown(code: Code) -> bool {
-    matches!(code, Code::GatewayTimeout | Code::BadGateway)
 }
 
 /// The job that an answer's `Location` names.

@@ -4,6 +4,7 @@
 
 use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// What a key says about a request.
@@ -65,9 +66,32 @@ pub async fn claim(
          WHERE tenant_id = $1 AND key = $2"
     );
     let row = transaction.query_one(&select, &[&tenant, &key]).await?;
+    Ok(stands_for(&row, hash))
+}
+
+/// What a key stands for, if it stands for anything now; claims nothing.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn recall(
+    client: &impl GenericClient,
+    schema: &str,
+    request: Request<'_>,
+) -> Result<Option<Claim>, tokio_postgres::Error> {
+    let Request { tenant, key, hash } = request;
+    let select = format!(
+        "-- ops.idempotency_recall\n\
+         SELECT request_hash, answer FROM {schema}.idempotency_keys\n\
+         WHERE tenant_id = $1 AND key = $2 AND expires_at > clock_timestamp()"
+    );
+    let row = client.query_opt(&select, &[&tenant, &key]).await?;
+    Ok(row.map(|row| stands_for(&row, &hash)))
+}
+
+fn stands_for(row: &Row, hash: &[u8]) -> Claim {
     if row.get::<_, &[u8]>(0) == hash {
-        Ok(Claim::Replay(row.get(1)))
+        Claim::Replay(row.get(1))
     } else {
-        Ok(Claim::Mismatch)
+        Claim::Mismatch
     }
 }

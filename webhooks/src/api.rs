@@ -21,6 +21,7 @@ mod attempts;
 mod create;
 mod deliveries;
 mod endpoints;
+mod once;
 mod replay;
 mod rotate;
 mod test;

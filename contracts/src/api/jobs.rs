@@ -215,6 +215,16 @@ pub struct ListJobsQuery {
     pub job_type: Option<JobType>,
 }
 
+/// From where to follow a job's events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct FollowJobQuery {
+    /// Only events after this number, for who cannot send `Last-Event-ID`, as a browser's
+    /// WebSocket; it goes before that.
+    pub after: Option<u64>,
+}
+
 /// The `data` of one server-sent event; its `event` is `type`, its `id` is `event_number`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct JobEventView {

@@ -39,7 +39,8 @@ pub struct CreateKey {
     /// Of which team; of the asking credential's if absent. Another needs the scope `jobs:admin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<Subject>,
-    /// The EVM address of its holder; that of the asking credential if absent.
+    /// The EVM address of its holder; that of the asking credential if absent. Another needs the
+    /// scope `jobs:admin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, pattern = "^0x[0-9a-fA-F]{40}$")]
     pub submitter: Option<Address>,

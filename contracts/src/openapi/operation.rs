@@ -145,8 +145,12 @@ impl Operation {
         self.respond(status, description, "application/json", content)
     }
 
-    pub(super) fn answers_nothing(mut self) -> Self {
-        self.responses.insert(204, Response::new("Done."));
+    pub(super) fn answers_nothing(self) -> Self {
+        self.answers_without_body(204, "Done.")
+    }
+
+    pub(super) fn answers_without_body(mut self, status: u16, description: Text) -> Self {
+        self.responses.insert(status, Response::new(description));
         self
     }
 

@@ -5,7 +5,9 @@ use crate::{
     api::{
         Page,
         health::Health,
-        jobs::{JobEventView, JobView, ListJobsQuery, SubmitRequest, SubmitResponse},
+        jobs::{
+            FollowJobQuery, JobEventView, JobView, ListJobsQuery, SubmitRequest, SubmitResponse,
+        },
         keys::{CreateKey, KeyCreated, KeyRotated, KeyView, KeysQuery, RotateKey},
         proof::ProofResponse,
         usage::{
@@ -65,8 +67,16 @@ fn jobs() -> Vec<Operation> {
         )
         .needs(Scope::JobsRead)
         .path_id::<JobId>("job_id")
+        .query::<FollowJobQuery>()
         .header("Last-Event-ID", false, "Only events after this number.")
+        .header(
+            "Upgrade",
+            false,
+            "`websocket`, in a handshake of RFC 6455: the same events as text messages.",
+        )
         .streams::<JobEventView>("text/event-stream", "Server-sent events.")
+        .answers_without_body(101, "A WebSocket, where one was asked for.")
+        .answers_without_body(204, "There will be no more events than were told.")
         .refuses(&[Code::JobNotFound]),
         get(
             "/v1/jobs/{job_id}/proof",
@@ -94,7 +104,8 @@ fn endpoints() -> Vec<Operation> {
             .idempotent(false)
             .body::<CreateEndpoint>()
             .answers::<EndpointCreated>(201, "The endpoint and its secret, shown this once.")
-            .located(),
+            .located()
+            .refuses(&[Code::Conflict]),
         get(
             ALL,
             "listEndpoints",
@@ -110,6 +121,7 @@ fn endpoints() -> Vec<Operation> {
             .answers::<EndpointView>(200, "The endpoint."),
         patch(ONE, "updateEndpoint", "webhooks", "Change an endpoint")
             .needs(write)
+            .idempotent(false)
             .path_id::<EndpointId>("endpoint_id")
             .body::<UpdateEndpoint>()
             .answers::<EndpointView>(200, "The endpoint, changed."),
@@ -127,12 +139,14 @@ fn endpoints() -> Vec<Operation> {
         .idempotent(false)
         .path_id::<EndpointId>("endpoint_id")
         .optional_body::<RotateSecret>()
-        .answers::<SecretRotated>(200, "The new secret, shown this once."),
+        .answers::<SecretRotated>(200, "The new secret, shown this once.")
+        .refuses(&[Code::Conflict]),
         post(TEST, "testEndpoint", "webhooks", "Send a test")
             .needs(write)
             .idempotent(false)
             .path_id::<EndpointId>("endpoint_id")
-            .answers::<DeliveryQueued>(202, "The test is queued."),
+            .answers::<DeliveryQueued>(202, "The test is queued.")
+            .refuses(&[Code::Conflict]),
     ]
 }
 
@@ -167,7 +181,8 @@ fn deliveries() -> Vec<Operation> {
             .needs(Scope::WebhooksWrite)
             .idempotent(false)
             .path_id::<MessageId>("message_id")
-            .answers::<DeliveryQueued>(202, "The delivery is queued again."),
+            .answers::<DeliveryQueued>(202, "The delivery is queued again.")
+            .refuses(&[Code::Conflict]),
     ]
 }
 

@@ -1,14 +1,14 @@
 //! What operators change of tenants, plans and what is believed, one function a statement.
 
 use anyhow::{Context as _, ensure};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use contracts::id::{Subject, TenantId};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio_postgres::{GenericClient, types::ToSql};
 
 use super::{PlanChange, tables::explain};
-use crate::store;
+use crate::{snapshot::Revocations, store};
 
 /// Longest `jti` that can be revoked.
 const JTI_MAX_BYTES: usize = 128;
@@ -18,10 +18,22 @@ const JTI_MAX_BYTES: usize = 128;
 pub(super) enum Kind {
     /// One token, by its `jti`.
     Jti,
-    /// All tokens and keys of a subject, in whatever tenant.
+    /// All tokens and keys of a subject of the tenant that `--tenant` names.
     Subject,
     /// All tokens and keys of a tenant.
     Tenant,
+}
+
+/// What is revoked, or is no longer.
+#[derive(Args, Debug)]
+pub(super) struct Named {
+    /// By what.
+    kind: Kind,
+    /// Which one.
+    value: String,
+    /// The tenant of a subject: names are a tenant's own.
+    #[arg(long, required_if_eq("kind", "subject"))]
+    tenant: Option<TenantId>,
 }
 
 impl Kind {
@@ -33,43 +45,59 @@ impl Kind {
         }
     }
 
-    /// A value that could never match would only look like a revocation.
-    fn check(self, value: &str) -> anyhow::Result<()> {
-        match self {
-            Self::Jti => ensure!(
-                (1..=JTI_MAX_BYTES).contains(&value.len()),
-                "a jti has 1 to {JTI_MAX_BYTES} bytes"
-            ),
-            Self::Subject => drop(value.parse::<Subject>()?),
-            Self::Tenant => drop(value.parse::<TenantId>()?),
-        }
-        Ok(())
+    /// What is written down. A value that could never match would only look like a revocation.
+    fn value(self, value: &str, tenant: Option<TenantId>) -> anyhow::Result<String> {
+        ensure!(
+            tenant.is_none() || matches!(self, Self::Subject),
+            "only a subject is named with its tenant"
+        );
+        Ok(match self {
+            Self::Jti => {
+                ensure!(
+                    (1..=JTI_MAX_BYTES).contains(&value.len()),
+                    "a jti has 1 to {JTI_MAX_BYTES} bytes"
+                );
+                value.to_owned()
+            }
+            Self::Subject => {
+                let tenant = tenant.context("name the subject's tenant too: --tenant")?;
+                Revocations::subject_value(tenant, &value.parse::<Subject>()?)
+            }
+            Self::Tenant => value.parse::<TenantId>()?.to_string(),
+        })
     }
 }
 
 pub(super) async fn revoke(
     client: &impl GenericClient,
-    kind: Kind,
-    value: &str,
+    Named {
+        kind,
+        value,
+        tenant,
+    }: &Named,
 ) -> anyhow::Result<Value> {
-    kind.check(value)?;
+    let written = kind.value(value, *tenant)?;
     let sql = "-- gateway.revoke\n\
                INSERT INTO gateway.revocations (kind, value) VALUES ($1, $2)\n\
-               ON CONFLICT DO NOTHING";
-    client.execute(sql, &[&kind.as_str(), &value]).await?;
-    Ok(json!({ "revoked": kind.as_str(), "value": value }))
+               ON CONFLICT (kind, value) DO UPDATE SET created_at = EXCLUDED.created_at";
+    client.execute(sql, &[&kind.as_str(), &written]).await?;
+    Ok(json!({ "revoked": kind.as_str(), "value": written }))
 }
 
 pub(super) async fn restore(
     client: &impl GenericClient,
-    kind: Kind,
-    value: &str,
+    Named {
+        kind,
+        value,
+        tenant,
+    }: &Named,
 ) -> anyhow::Result<Value> {
+    let written = kind.value(value, *tenant)?;
     let sql = "-- gateway.restore\n\
                DELETE FROM gateway.revocations WHERE kind = $1 AND value = $2";
-    let deleted = client.execute(sql, &[&kind.as_str(), &value]).await?;
-    ensure!(deleted == 1, "{} {value} is not revoked", kind.as_str());
-    Ok(json!({ "restored": kind.as_str(), "value": value }))
+    let deleted = client.execute(sql, &[&kind.as_str(), &written]).await?;
+    ensure!(deleted == 1, "{} {written} is not revoked", kind.as_str());
+    Ok(json!({ "restored": kind.as_str(), "value": written }))
 }
 
 /// Makes every gateway read the issuer's keys now.

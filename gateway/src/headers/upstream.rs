@@ -22,6 +22,7 @@ static TO_UPSTREAM: [HeaderName; 8] = [
 /// What the head that goes upstream has room for before it grows.
 const UPSTREAM_BYTES: usize = 2 * 1_024;
 const ASSERTION: HeaderName = HeaderName::from_static(assertion::HEADER);
+const REPLAY_ONLY: HeaderName = HeaderName::from_static(assertion::REPLAY_ONLY);
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(idempotency::HEADER);
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
@@ -34,6 +35,8 @@ pub struct Upstream<'a> {
     pub traceparent: &'a str,
     /// The idempotency key, without quotes.
     pub key: Option<&'a idempotency::Key>,
+    /// Whether it shall only repeat an answer that it gave before.
+    pub replay_only: bool,
     /// The body's length, if it has one.
     pub length: Option<usize>,
     /// The key of the client's handshake, where a WebSocket is asked for.
@@ -53,6 +56,9 @@ impl Upstream<'_> {
         put(&TRACEPARENT, self.traceparent.as_bytes());
         if let Some(key) = self.key {
             put(&IDEMPOTENCY_KEY, key.as_str().as_bytes());
+        }
+        if self.replay_only {
+            put(&REPLAY_ONLY, b"true");
         }
         if let Some(length) = self.length {
             let mut digits = itoa::Buffer::new();
@@ -132,6 +138,7 @@ mod tests {
             ("authorization", "Bearer secret"),
             ("x-api-key", "secret"),
             ("jobseal-assertion", "forged"),
+            ("jobseal-replay-only", "true"),
             ("x-jobseal-tenant", "forged"),
             ("x-consumer-id", "forged"),
             ("x-forwarded-for", "1.2.3.4"),
@@ -143,6 +150,7 @@ mod tests {
             assertion: "stated",
             traceparent: "00-x",
             key: None,
+            replay_only: false,
             length: Some(2),
             websocket: None,
         };

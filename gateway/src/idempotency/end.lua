@@ -5,7 +5,7 @@ if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[1])
 else
-  redis.call('HDEL', KEYS[1], 'token')
+  redis.call('HDEL', KEYS[1], 'token', 'until', 'paid')
   redis.call('HSET', KEYS[1], 'state', ARGV[2], 'head', ARGV[3], 'body', ARGV[4])
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
 end

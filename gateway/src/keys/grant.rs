@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use alloy::primitives::Address;
 use contracts::{
     api::keys::{
         CreateKey, KeyView, LIFE_MAX_SECONDS, NAME_MAX_BYTES, OVERLAP_DEFAULT_SECONDS,
@@ -40,13 +41,15 @@ pub(super) fn new_key(asks: &Identity, request: CreateKey) -> Result<NewKey, Pro
         scopes: request.scopes,
         life: Duration::from_secs(life),
     };
-    require_within(asks, role, &new.scopes, &new.subject, new.team.as_ref())?;
+    let (subject, team) = (&new.subject, new.team.as_ref());
+    require_within(asks, role, &new.scopes, subject, team, new.submitter)?;
     Ok(new)
 }
 
 /// Whether `asks` may be shown the successor of `key`, which is as good as the key itself.
 pub(super) fn may_rotate(asks: &Identity, key: &KeyView) -> Result<(), Problem> {
-    require_within(asks, key.role, &key.scopes, &key.subject, key.team.as_ref())
+    let (subject, team) = (&key.subject, key.team.as_ref());
+    require_within(asks, key.role, &key.scopes, subject, team, key.submitter)
 }
 
 /// How long the old key is still good.
@@ -61,14 +64,15 @@ pub(super) fn overlap(request: RotateKey) -> Result<Duration, Problem> {
     Ok(Duration::from_secs(seconds))
 }
 
-/// No scope, role or name beyond those of who asks; names of others only for who sees the whole
-/// tenant anyway.
+/// No scope, role, name or address beyond those of who asks; names and addresses of others only for
+/// who sees the whole tenant anyway.
 fn require_within(
     asks: &Identity,
     role: Role,
     scopes: &[Scope],
     subject: &Subject,
     team: Option<&Subject>,
+    submitter: Option<Address>,
 ) -> Result<(), Problem> {
     let refuse = |detail: String| Err(Problem::new(Code::AccessDenied, detail));
     if let Some(scope) = scopes.iter().find(|scope| !asks.scopes.contains(scope)) {
@@ -77,11 +81,13 @@ fn require_within(
     if role > asks.role {
         return refuse(format!("Your credential is not {role}."));
     }
-    let others = *subject != asks.subject || (team.is_some() && team != asks.team.as_ref());
+    let others = *subject != asks.subject
+        || (team.is_some() && team != asks.team.as_ref())
+        || (submitter.is_some() && submitter != asks.submitter);
     if others && !asks.scopes.contains(&Scope::JobsAdmin) {
         let scope = Scope::JobsAdmin;
         return refuse(format!(
-            "Another's subject or team needs the scope {scope}."
+            "Another's subject, team or submitter needs the scope {scope}."
         ));
     }
     Ok(())
@@ -148,6 +154,10 @@ mod tests {
                 json!({ "scopes": ["jobs:read"], "team": "red" }),
                 Code::AccessDenied,
             ),
+            (
+                json!({ "scopes": ["jobs:read"], "submitter": Address::repeat_byte(2) }),
+                Code::AccessDenied,
+            ),
             (json!({ "scopes": [] }), Code::InvalidRequest),
             (
                 json!({ "scopes": ["jobs:read", "jobs:read"] }),
@@ -173,7 +183,13 @@ mod tests {
             );
         }
         let whole = self::asks(&[Scope::JobsAdmin, Scope::JobsRead], Role::Admin);
-        let other = json!({ "scopes": ["jobs:read"], "subject": "user_b", "role": "developer" });
+        let mut other = json!({ "scopes": ["jobs:read"], "subject": "user_b" });
+        other["submitter"] = json!(Address::repeat_byte(2));
         assert_eq!(outcome(&whole, other).unwrap().subject.as_str(), "user_b");
+        // One's own address is no other's.
+        let mut own = asks;
+        own.submitter = Some(Address::repeat_byte(2));
+        let same = json!({ "scopes": ["jobs:read"], "submitter": own.submitter });
+        assert_eq!(outcome(&own, same).unwrap().submitter, own.submitter);
     }
 }

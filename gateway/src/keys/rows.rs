@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio_postgres::{GenericClient, Row, types::ToSql};
 use uuid::Uuid;
 
-use crate::auth::Principal;
+use crate::{auth::Principal, snapshot::Revocations};
 
 /// Makes everyone who adds keys to a tenant take turns, so that its keys can be counted.
 pub(super) async fn lock_tenant(
@@ -45,7 +45,8 @@ pub(super) async fn require_good(
                SELECT EXISTS (SELECT FROM gateway.revocations\n    \
                WHERE (kind, value) IN (('tenant', $1), ('subject', $2), ('jti', $3)))";
     let identity = asker.identity();
-    let (tenant, subject) = (identity.tenant.to_string(), identity.subject.as_str());
+    let tenant = identity.tenant.to_string();
+    let subject = Revocations::subject_value(identity.tenant, &identity.subject);
     let named: [&(dyn ToSql + Sync); 3] = [&tenant, &subject, &asker.jti()];
     let is_revoked: bool = client.query_one(sql, &named).await?.get(0);
     if good && !is_revoked {

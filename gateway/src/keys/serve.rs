@@ -25,7 +25,7 @@ use url::form_urlencoded;
 use super::{Repeatable, grant};
 use crate::{
     answer::unavailable,
-    ctx::{Ctx, Stop},
+    ctx::{Ctx, Stop, Usage},
     idempotency::Key,
     proxy::{Gateway, require_no_body},
     route::Transaction,
@@ -72,11 +72,14 @@ pub(crate) async fn serve(
 pub(crate) async fn act(
     gateway: &Gateway,
     request: &RequestHeader,
-    ctx: &Ctx,
+    ctx: &mut Ctx,
     call: Call,
     key: Option<&Key>,
     body: &Bytes,
 ) -> Result<Answer, Problem> {
+    let share = gateway.keys.shares.take(ctx.tenant());
+    // As with the other limits, what is refused is not charged.
+    let _share = share.inspect_err(|_| ctx.usage = Usage::None)?;
     let done = carry_out(gateway, request, ctx, call, key, body).await;
     done.map_err(|cause| match cause.downcast::<Problem>() {
         Ok(problem) => problem,

@@ -1,5 +1,11 @@
-//! When Redis was last found empty: what tells a flush from a tenant that nobody heard of for long.
-//! After a flush buckets start empty, because nobody knows what was spent just before.
+//! When Redis was last found empty, or restarted: what tells a flush, or a snapshot of an earlier
+//! time, from a tenant that nobody heard of for long. Since then buckets fill from empty and quotas
+//! are taken again from metering, because nobody knows what was spent just before.
+//!
+//! A restarted Redis is not believed, whatever it saves: neither snapshots nor an append-only file,
+//! which is written once a second, hold the last requests. So is a replica that took its place. What
+//! it keeps of answers stands all the same: an answer never changes, and one that is missing is in
+//! the service's own record.
 
 use std::{
     sync::{
@@ -19,16 +25,20 @@ use crate::redis::{Redis, Script};
 /// How often it is looked. Buckets that a gateway used a moment ago it misses by itself, at once.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Begins a generation where there is none: at time 0 if there never was one, else now.
-const BEGIN: &str = "\
-local born = redis.call('GET', KEYS[1])
-if born then return tonumber(born) end
+/// When the present generation began, 0 being before there was any, or -1 where none is known and
+/// the caller does not say whether there ever was one. A generation is of one run of the server.
+const LOOK: &str = "\
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local known = redis.call('HMGET', KEYS[1], 'born', 'run')
+if known[1] and known[2] == run then return tonumber(known[1]) end
+if not known[1] and ARGV[1] == '' then return -1 end
 local time = redis.call('TIME')
-born = ARGV[1] == 'first' and 0 or time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('SET', KEYS[1], string.format('%.0f', born))
+local born = ARGV[1] == 'first' and 0 or time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], 'born', string.format('%.0f', born), 'run', run)
 return born";
 
-/// Milliseconds of Redis's clock at which it was last found empty; 0 while it never was.
+/// Milliseconds of Redis's clock at which it was last found empty or restarted; 0 while it never
+/// was.
 #[derive(Clone, Debug, Default)]
 pub struct Generation(Arc<AtomicU64>);
 
@@ -44,17 +54,22 @@ impl Generation {
     /// # Errors
     /// When Redis or, where it holds no generation, Postgres does not answer.
     pub async fn look(&self, redis: &Redis, pool: &Pool) -> anyhow::Result<()> {
-        let key = redis.shared_key("generation");
-        let known = redis.get::<Option<u64>>(&key).await?;
-        let born = if let Some(born) = known {
-            born
-        } else {
-            let first = is_first(redis, pool).await?;
-            let first = Value::from_static_str(if first { "first" } else { "again" });
-            redis.run(&Script::new(BEGIN), key, vec![first]).await?
+        let (key, script) = (redis.shared_key("generation_of_run"), Script::new(LOOK));
+        let look = async |of: &'static str| {
+            let arguments = vec![Value::from_static_str(of)];
+            redis.run::<i64>(&script, key.clone(), arguments).await
         };
+        let mut born = look("").await?;
+        if born < 0 {
+            let first = is_first(redis, pool).await?;
+            born = look(if first { "first" } else { "again" }).await?;
+        }
+        let born = u64::try_from(born).unwrap_or(0);
         if self.0.swap(born, Ordering::Relaxed) < born {
-            info!(redis.born_ms = born, "Redis was empty: buckets start empty");
+            info!(
+                redis.born_ms = born,
+                "Redis was empty or restarted: buckets start empty"
+            );
         }
         Ok(())
     }

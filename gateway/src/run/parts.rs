@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ops::{admin::Readiness, clock::Clock, lifecycle::Lifecycle, postgres::Pool};
+use ops::{admin::Readiness, clock::Clock, lifecycle::Lifecycle, postgres::Pool, retention};
 use tokio::sync::watch;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     sight::access::AccessLog,
     snapshot::Snapshots,
     spool::{Spool, ship::Shipper},
+    store,
     streams::Streams,
     upstream::Upstreams,
 };
@@ -62,7 +63,17 @@ pub(super) fn upstreams(
     upstreams
 }
 
-/// When Redis was last found empty, followed.
+/// What deletes rows that nobody needs any more.
+pub(super) fn prune(options: &RunOptions, pool: &Pool, lifecycle: &Lifecycle) {
+    let retention = retention::run(pool.clone(), store::SCHEMA, lifecycle.stopping());
+    lifecycle.spawn("retention", retention);
+    let lifetime = options.tokens.jwt_lifetime_max_seconds;
+    let lifetime = Duration::from_secs(u64::try_from(lifetime).unwrap_or(0));
+    let revocations = store::prune::revocations(pool.clone(), lifetime, lifecycle.stopping());
+    lifecycle.spawn("revocations", revocations);
+}
+
+/// When Redis was last found empty or restarted, followed.
 pub(super) async fn generation(redis: &Redis, pool: &Pool, lifecycle: &Lifecycle) -> Generation {
     let generation = Generation::default();
     // Before the first request, if possible: after a flush buckets start empty.

@@ -85,11 +85,38 @@ async fn tokens_subjects_and_tenants_can_be_revoked() {
     revoke("jti", "token-1");
     becomes(&app, &token, StatusCode::UNAUTHORIZED).await;
     assert_eq!(status(&app, &other).await, StatusCode::OK);
-    revoke("subject", "user_token");
+    // Another tenant's subject may have the same name.
+    let elsewhere = app.admin("admin tenant create t2 --plan test");
+    let elsewhere = elsewhere["tenant_id"].as_str().unwrap();
+    let namesake = app.issuer.sign(&Issuer::claims(elsewhere, "jobs:read"));
+    becomes(&app, &namesake, StatusCode::OK).await;
+    revoke("subject", &format!("user_token --tenant {}", app.tenant));
     becomes(&app, &other, StatusCode::UNAUTHORIZED).await;
     assert_eq!(status(&app, &app.key).await, StatusCode::OK);
+    assert_eq!(status(&app, &namesake).await, StatusCode::OK);
     revoke("tenant", &app.tenant);
     becomes(&app, &app.key, StatusCode::UNAUTHORIZED).await;
+}
+
+#[tokio::test]
+async fn revocations_of_tokens_that_must_have_ended_are_forgotten_and_no_others() {
+    let mut app = app::start(&[]).await;
+    let tenant = app.tenant.clone();
+    let client = app.database.pool().get().await.unwrap();
+    let sql = format!(
+        "INSERT INTO gateway.revocations VALUES ('jti', 'old', now() - interval '2 days'),
+         ('jti', 'young', now() - interval '1 hour'),
+         ('subject', '{tenant}/user', now() - interval '2 days'),
+         ('tenant', 'nobody', now() - interval '2 days')"
+    );
+    client.batch_execute(&sql).await.unwrap();
+    app.kill_and_restart(&[]).await;
+    let left = async || {
+        let sql = "SELECT string_agg(value, ' ' ORDER BY kind) FROM gateway.revocations";
+        let left: String = client.query_one(sql, &[]).await.unwrap().get(0);
+        (left == format!("young {tenant}/user nobody")).then_some(())
+    };
+    eventually("one is forgotten", Duration::from_secs(3), left).await;
 }
 
 #[tokio::test]

@@ -116,11 +116,12 @@ async fn every_change_reaches_three_gateways_within_a_second_and_no_good_request
             .become_everywhere(&one, StatusCode::UNAUTHORIZED)
             .await;
         three.become_everywhere(&two, StatusCode::OK).await;
-        app.admin("admin revoke subject user_a");
+        let subject = format!("subject user_a --tenant {}", app.tenant);
+        app.admin(&format!("admin revoke {subject}"));
         three
             .become_everywhere(&two, StatusCode::UNAUTHORIZED)
             .await;
-        app.admin("admin restore subject user_a");
+        app.admin(&format!("admin restore {subject}"));
         three.become_everywhere(&two, StatusCode::OK).await;
 
         three.issuer.publish(&[&first, &second]);

@@ -1,8 +1,9 @@
 //! API keys as a tenant manages them over HTTP.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contracts::api::keys::OVERLAP_MAX_SECONDS;
+use futures::future::join_all;
 use ops::testing::eventually;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -247,6 +248,46 @@ async fn keys_are_bounded_and_orders_that_make_no_sense_are_refused() {
         problem(rotate(&app, missing, &long).await).await["code"],
         "INVALID_REQUEST"
     );
+}
+
+#[tokio::test]
+async fn a_tenant_that_floods_its_keys_leaves_the_others_theirs() {
+    let app = app::start(&[]).await;
+    let other = app.admin("admin tenant create t2 --plan test");
+    let other = app.new_key(text(&other["tenant_id"]), "keys:admin,jobs:read");
+    becomes(&app, &other, StatusCode::OK).await;
+    // Nobody makes a key of the tenant while this is held.
+    let pool = app.database.pool();
+    let (client, observer) = (pool.get().await.unwrap(), pool.get().await.unwrap());
+    let hold = "BEGIN; SELECT FROM gateway.tenants WHERE name = 't1' FOR UPDATE";
+    client.batch_execute(hold).await.unwrap();
+    let body = json!({ "scopes": ["jobs:read"] });
+    let flood = join_all((0..20).map(|_| create(&app, &app.key, &body)));
+    let others = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("the flood is there", Duration::from_secs(3), async || {
+            let waiting: i64 = observer.query_one(waiting, &[]).await.unwrap().get(0);
+            (waiting >= 4).then_some(())
+        })
+        .await;
+        for _ in 0..5 {
+            let asked = Instant::now();
+            let list = call(&app, &other, Method::GET, "/v1/api-keys", &Value::Null).await;
+            assert_eq!(list.status(), StatusCode::OK);
+            assert!(asked.elapsed() < Duration::from_secs(1));
+        }
+        client.batch_execute("ROLLBACK").await.unwrap();
+    };
+    let (flood, ()) = tokio::join!(flood, others);
+    let (created, refused): (Vec<_>, Vec<_>) = flood
+        .into_iter()
+        .partition(|answer| answer.status() == StatusCode::CREATED);
+    assert!((4..20).contains(&created.len()), "{}", created.len());
+    for answer in refused {
+        assert_eq!(answer.headers()["retry-after"], "1");
+        assert_eq!(problem(answer).await["code"], "RATE_LIMIT_EXCEEDED");
+    }
 }
 
 #[tokio::test]

@@ -91,6 +91,26 @@ async fn buckets_that_redis_evicted_are_as_they_were_last_seen() {
 }
 
 #[tokio::test]
+async fn buckets_of_an_earlier_time_are_at_best_as_they_were_last_seen() {
+    let plan = "--per-minute 60 --burst 10 --per-hour 100000";
+    let app = app::start_with_plan(&[("GATEWAYS_MAX", "1")], plan).await;
+    let (url, prefix) = (app.variable("REDIS_URL"), app.variable("REDIS_PREFIX"));
+    counted(&app).await;
+    let place = redis::keys(url, &format!("{prefix}:rate:")).await.remove(0);
+    let then: String = redis::ask(url, &["HGET", &place, "at"]).await;
+    while app.get("/v1/jobs").await.status() == StatusCode::OK {}
+    // As from a snapshot of when they were full.
+    let full = ["HSET", &place, "at", &then, "t1", "10", "t2", "100000"];
+    let _: i64 = redis::ask(url, &full).await;
+    counted(&app).await;
+    let mut admitted = 0;
+    for _ in 0..8 {
+        admitted += u32::from(app.get("/v1/jobs").await.status() == StatusCode::OK);
+    }
+    assert!(admitted <= 3, "{admitted}");
+}
+
+#[tokio::test]
 async fn two_gateways_share_one_limit() {
     let plan = "--per-minute 60 --burst 20 --per-hour 1000";
     let mut one = app::start_with_plan(&[], plan).await;

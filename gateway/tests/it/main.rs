@@ -18,6 +18,7 @@ mod keys;
 mod life;
 mod limits;
 mod load;
+mod lost;
 mod matrix;
 mod memory;
 mod passage;

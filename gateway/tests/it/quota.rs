@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A text whose payload costs so many compute units.
-fn text(units: usize) -> String {
+pub(crate) fn text(units: usize) -> String {
     "x".repeat(units * 1_024 - 100)
 }
 
@@ -25,7 +25,7 @@ fn month(response: &Response, field: &str) -> Option<String> {
     members.find(|member| member.starts_with("\"month\""))
 }
 
-async fn used(fleet: &Fleet) -> Option<i64> {
+pub(crate) async fn used(fleet: &Fleet) -> Option<i64> {
     let (url, prefix) = (
         fleet.app.variable("REDIS_URL"),
         fleet.app.variable("REDIS_PREFIX"),

@@ -59,7 +59,8 @@ async fn a_silent_stream_ends_within_a_second_of_its_credential() {
     let mut by_good = open(&app, &first.sign(&claims(&app, "user_b", 600))).await;
     let by_withdrawn = open(&app, &second.sign(&claims(&app, "user_b", 600))).await;
 
-    app.admin("admin revoke subject user_a");
+    let tenant = &app.tenant;
+    app.admin(&format!("admin revoke subject user_a --tenant {tenant}"));
     assert!(ends_within(by_revoked, AT_ONCE).await);
     assert!(is_open(&mut by_key).await && is_open(&mut by_good).await);
     // Of the issuer's keys one goes and one stays.
@@ -72,6 +73,45 @@ async fn a_silent_stream_ends_within_a_second_of_its_credential() {
     assert!(is_open(&mut by_good).await);
     app.admin(&format!("admin tenant allow {} 192.0.2.0/24", app.tenant));
     assert!(ends_within(by_good, AT_ONCE).await);
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_piece_by_piece_is_cut_within_a_second_of_its_credentials_end() {
+    let app = app::start(&[]).await;
+    let token = |subject: &str| {
+        let mut claims = Issuer::claims(&app.tenant, "billing:read");
+        claims["sub"] = json!(subject);
+        app.issuer.sign(&claims)
+    };
+    let open = async |subject: &str, what: &str| {
+        let url = format!("{}/v1/usage/events?{what}", app.url);
+        let request = app.client.get(url).bearer_auth(token(subject));
+        let mut answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(answer.chunk().await.unwrap().is_some());
+        answer
+    };
+    let mut revoked = [
+        open("user_a", "endless").await,
+        open("user_a", "silent").await,
+    ];
+    let mut good = open("user_b", "endless").await;
+    let tenant = &app.tenant;
+    app.admin(&format!("admin revoke subject user_a --tenant {tenant}"));
+    for answer in &mut revoked {
+        let cut = async {
+            loop {
+                match answer.chunk().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("it looks complete"),
+                    Err(_) => return,
+                }
+            }
+        };
+        let cut = tokio::time::timeout(Duration::from_secs(1), cut).await;
+        cut.expect("it is cut");
+    }
+    assert!(good.chunk().await.unwrap().is_some());
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -17,13 +18,20 @@ use ops::testing::{TestProcess, eventually, free_address};
 pub(crate) struct Server {
     process: TestProcess,
     address: SocketAddr,
+    /// Where it saves what it holds, when it is told to.
+    folder: tempfile::TempDir,
 }
 
 impl Server {
     pub(crate) async fn start() -> Self {
         let address = free_address();
-        let process = run(address);
-        let server = Self { process, address };
+        let folder = tempfile::tempdir().unwrap();
+        let process = run(address, folder.path());
+        let server = Self {
+            process,
+            address,
+            folder,
+        };
         server.up().await;
         server
     }
@@ -36,8 +44,9 @@ impl Server {
         self.process.kill();
     }
 
+    /// With what it saved last, if anything.
     pub(crate) async fn restart(&mut self) {
-        self.process = run(self.address);
+        self.process = run(self.address, self.folder.path());
         self.up().await;
     }
 
@@ -77,10 +86,11 @@ async fn connect(url: &str) -> Client {
     client
 }
 
-fn run(address: SocketAddr) -> TestProcess {
+fn run(address: SocketAddr, folder: &Path) -> TestProcess {
     let port = address.port().to_string();
     let options = ["--save", "", "--appendonly", "no", "--bind", "127.0.0.1"];
     let mut command = Command::new("redis-server");
     command.args(["--port", &port]).args(options);
+    command.arg("--dir").arg(folder);
     TestProcess::start(command.stdout(Stdio::null()))
 }

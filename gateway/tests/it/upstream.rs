@@ -1,5 +1,5 @@
 //! The upstream's side of the interface: believes only assertions, counts what reaches it, and does
-//! what the job's text asks (`status:503`, `sleep:200`, `big`).
+//! what the job's text asks (`status:503`, `sleep:200`, `known:200`, `big`).
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ use axum::{
     routing::{any, get, post},
 };
 use contracts::{
-    assertion::{Audience, Claims},
+    assertion::{Audience, Claims, REPLAY_ONLY},
     id::JobId,
     server::{Guard, Principal},
 };
@@ -36,7 +36,12 @@ use tokio::{
 
 /// What reached one upstream.
 #[derive(Clone, Default)]
-pub(crate) struct Seen(Arc<Mutex<Vec<Request>>>, Arc<AtomicUsize>);
+pub(crate) struct Seen(
+    Arc<Mutex<Vec<Request>>>,
+    Arc<AtomicUsize>,
+    /// Jobs that were accepted, by idempotency key.
+    Arc<Mutex<HashMap<String, JobId>>>,
+);
 
 /// One request as it arrived.
 #[derive(Clone)]
@@ -187,6 +192,7 @@ fn routes(seen: Seen) -> Router {
         .route("/v1/jobs", post(submit).get(echo))
         .route("/v1/jobs/{job_id}/events", get(events))
         .route("/v1/usage", get(usage))
+        .route("/v1/usage/events", get(lines))
         .route("/v1/webhooks/endpoints", post(secret).get(echo))
         .route("/v1/{*rest}", any(echo))
         .with_state(seen)
@@ -211,15 +217,23 @@ impl FromRequest<Seen> for Noted {
             body,
             claims,
         };
-        // What the gateway asks by itself, nobody sent.
-        if request.claims.subject.as_str() != "gateway" {
+        // What the gateway asks by itself, nobody sent; and what is only asked for is not done.
+        let asked = request.headers.contains_key(REPLAY_ONLY);
+        if request.claims.subject.as_str() != "gateway" && !asked {
             seen.0.lock().unwrap().push(request.clone());
         }
         Ok(Self(request))
     }
 }
 
-async fn submit(Noted(request): Noted) -> Response {
+async fn submit(extract::State(seen): extract::State<Seen>, Noted(request): Noted) -> Response {
+    let key = request.headers["idempotency-key"].to_str().unwrap();
+    if request.headers.contains_key(REPLAY_ONLY) {
+        return match seen.2.lock().unwrap().get(key) {
+            Some(id) => accepted(*id, "", true),
+            None => StatusCode::NOT_FOUND.into_response(),
+        };
+    }
     let job: Value = serde_json::from_slice(&request.body).unwrap();
     let text = job["payload"]["text"].as_str().unwrap_or_default();
     if let Some(status) = text.strip_prefix("status:") {
@@ -229,7 +243,12 @@ async fn submit(Noted(request): Noted) -> Response {
     if let Some(milliseconds) = text.strip_prefix("sleep:") {
         tokio::time::sleep(Duration::from_millis(milliseconds.parse().unwrap())).await;
     }
+    let known = text.strip_prefix("known");
+    if let Some(milliseconds) = known.and_then(|rest| rest.strip_prefix(':')) {
+        tokio::time::sleep(Duration::from_millis(milliseconds.parse().unwrap())).await;
+    }
     let id = JobId::generate(Clock::system().now());
+    seen.2.lock().unwrap().insert(key.to_owned(), id);
     if text == "streamed" {
         // Of a length that is not announced.
         let parts = ["{\"job_id\":\"", &id.to_string(), "\"}"].map(str::to_owned);
@@ -245,10 +264,14 @@ async fn submit(Noted(request): Noted) -> Response {
     } else {
         String::new()
     };
+    accepted(id, &filling, known.is_some())
+}
+
+fn accepted(id: JobId, filling: &str, replayed: bool) -> Response {
     let mut headers = HeaderMap::new();
     headers.insert("location", format!("/v1/jobs/{id}").parse().unwrap());
     headers.insert("server", "upstream/1".parse().unwrap());
-    if text == "known" {
+    if replayed {
         headers.insert("idempotency-replayed", "true".parse().unwrap());
     }
     let body = json!({ "job_id": id, "status": "PENDING", "filling": filling });
@@ -295,6 +318,20 @@ async fn usage(extract::State(seen): extract::State<Seen>, Noted(request): Noted
         "as_of": null, "data": [], "totals": [total],
     }))
     .into_response()
+}
+
+/// One line after the other without end, or one and then silence.
+async fn lines(Noted(request): Noted) -> Response {
+    let endless = request.target.ends_with("endless");
+    let pause = Duration::from_millis(if endless { 20 } else { 300_000 });
+    let lines = futures::stream::iter(0_u64..).then(move |number| async move {
+        if number > 0 {
+            tokio::time::sleep(pause).await;
+        }
+        Ok::<_, std::io::Error>(format!("{{\"number\":{number}}}\n"))
+    });
+    let media = [("content-type", "application/x-ndjson")];
+    (media, Body::from_stream(lines)).into_response()
 }
 
 /// Three text messages, then an echo until the client closes.

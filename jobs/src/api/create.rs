@@ -12,13 +12,13 @@ use axum::{
 };
 use contracts::{
     api::jobs::{JobStatus, Priority, SubmitRequest, SubmitResponse, validate_submit},
-    assertion::Scope,
+    assertion::{self, Scope},
     id::JobId,
     problem::{Code, FieldError, Problem},
     server::{Json, Principal, require_json},
 };
 use jiff::{SignedDuration, Timestamp};
-use ops::idempotency::Request;
+use ops::idempotency::{Claim, Request};
 use rand::{TryRng as _, rngs::SysRng};
 use ring::digest;
 use serde_json::Value;
@@ -32,6 +32,7 @@ use crate::{
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+const REPLAY_ONLY: HeaderName = HeaderName::from_static(assertion::REPLAY_ONLY);
 /// Longest idempotency key.
 const KEY_MAX_BYTES: usize = 255;
 /// How long a key stands for its request.
@@ -52,6 +53,20 @@ pub(super) async fn create(
     require_json(&headers)?;
     let key = idempotency_key(&headers)?;
     let request = validate_submit(&body)?;
+    let record = Request {
+        tenant: principal.tenant().uuid(),
+        key,
+        hash: request_hash(&method, uri.path(), &body),
+    };
+    if headers.contains_key(REPLAY_ONLY) {
+        return match api.store.recall(record).await? {
+            Some(Claim::Replay(kept)) => repeated(kept),
+            Some(Claim::Mismatch) => Err(mismatch()),
+            Some(Claim::Fresh) | None => {
+                Err(Problem::new(Code::NotFound, "There was no such request."))
+            }
+        };
+    }
     let task = task(&request)?;
     let now = api.clock.now();
     let new = new_job(&principal, &request, &task, salt()?, now)?;
@@ -61,42 +76,41 @@ pub(super) async fn create(
         created_at: now,
         estimated_completion: new.estimated_completion,
     };
-    let record = Request {
-        tenant: principal.tenant().uuid(),
-        key,
-        hash: request_hash(&method, uri.path(), &body),
-    };
     let kept = serde_json::to_value(&answer).map_err(|_| StoreError::Unreadable("answer"))?;
-    match api
-        .store
-        .create(&new, record, &kept, now + KEY_LIFETIME)
-        .await?
-    {
+    let created = api.store.create(&new, record, &kept, now + KEY_LIFETIME);
+    match created.await? {
         Created::New => {
             metrics::counter!("jobs_submitted_total", "type" => request.job_type.as_str())
                 .increment(1);
             Ok(accepted(&answer))
         }
-        Created::Before(kept) => {
-            let answer =
-                serde_json::from_value(kept).map_err(|_| StoreError::Unreadable("answer"))?;
-            let mut response = accepted(&answer);
-            let replayed = HeaderValue::from_static("true");
-            response
-                .headers_mut()
-                .insert(IDEMPOTENCY_REPLAYED, replayed);
-            Ok(response)
-        }
-        Created::Mismatch => Err(Problem::new(
-            Code::IdempotencyMismatch,
-            "The idempotency key was used with another request in the last 24 hours.",
-        )),
+        Created::Before(kept) => repeated(kept),
+        Created::Mismatch => Err(mismatch()),
         Created::TooManyActive => Err(Problem::new(
             Code::ActiveJobsExceeded,
             "As many jobs are active as may be: wait for some to end, or cancel them.",
         )
         .with_retry_after(ACTIVE_RETRY_SECONDS)),
     }
+}
+
+/// The answer that a request had before.
+fn repeated(kept: Value) -> Result<Response, Problem> {
+    let answer: SubmitResponse =
+        serde_json::from_value(kept).map_err(|_| StoreError::Unreadable("answer"))?;
+    let mut response = accepted(&answer);
+    let replayed = HeaderValue::from_static("true");
+    response
+        .headers_mut()
+        .insert(IDEMPOTENCY_REPLAYED, replayed);
+    Ok(response)
+}
+
+fn mismatch() -> Problem {
+    Problem::new(
+        Code::IdempotencyMismatch,
+        "The idempotency key was used with another request in the last 24 hours.",
+    )
 }
 
 fn accepted(answer: &SubmitResponse) -> Response {

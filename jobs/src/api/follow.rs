@@ -16,14 +16,13 @@ use axum::{
     },
 };
 use contracts::{
-    api::jobs::{JobEventView, JobView},
+    api::jobs::{FollowJobQuery, JobEventView, JobView},
     assertion::Scope,
     id::{JobId, TenantId},
     problem::{Code, Problem},
     server::{Path, Principal, Query},
 };
 use futures::{Stream, StreamExt as _, stream};
-use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{Api, socket, streams::Permit, view::view};
@@ -43,18 +42,12 @@ const COME_BACK: Duration = Duration::from_secs(1);
 /// Seconds after which a stream may have become free.
 const RETRY_AFTER_SECONDS: u64 = 5;
 
-/// From where a client follows that cannot send `Last-Event-ID`, as a browser's WebSocket.
-#[derive(Debug, Deserialize)]
-pub(super) struct From {
-    after: Option<u64>,
-}
-
 /// Follows a job.
 pub(super) async fn follow(
     State(api): State<Api>,
     principal: Principal,
     Path(id): Path<String>,
-    Query(from): Query<From>,
+    Query(from): Query<FollowJobQuery>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {

@@ -4,7 +4,7 @@
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use ops::{
-    idempotency::{Claim, Request, claim},
+    idempotency::{Claim, Request, claim, recall},
     postgres::retrying,
 };
 use serde_json::Value;
@@ -71,6 +71,12 @@ impl Store {
             Ok(Created::New)
         };
         retrying("jobs.create", attempt).await
+    }
+
+    /// What the key of a request for a job stands for, if for anything.
+    pub async fn recall(&self, request: Request<'_>) -> Result<Option<Claim>, StoreError> {
+        let client = self.pool.get().await?;
+        Ok(recall(&client, SCHEMA, request).await?)
     }
 }
 

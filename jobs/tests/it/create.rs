@@ -1,7 +1,7 @@
 //! Accepting jobs: once per key, as many as may be active, and nothing that is not valid.
 
 use axum::http::{Request, StatusCode};
-use contracts::assertion::Scope;
+use contracts::assertion::{self, Scope};
 use futures::future::join_all;
 use jiff::SignedDuration;
 use serde_json::json;
@@ -27,6 +27,37 @@ async fn a_job_is_accepted_and_a_retry_gets_the_same_answer() {
     assert_eq!(retry.headers["location"], first.headers["location"]);
     assert_eq!(retry.headers["idempotency-replayed"], "true");
     assert_eq!(app.count("SELECT count(*) FROM jobs.jobs").await, 1);
+}
+
+#[tokio::test]
+async fn who_asks_for_a_replay_only_gets_one_or_nothing_happens() {
+    let app = TestApp::start().await;
+    let who = app.somebody();
+    let first = app.submit_as(&who, "k", &digest("a")).await;
+    let ask = async |key: &str, text: &str| {
+        let request = Request::post("/v1/jobs")
+            .header("content-type", "application/json")
+            .header("idempotency-key", key)
+            .header(assertion::REPLAY_ONLY, "true");
+        let request = request.body(digest(text).to_string()).unwrap();
+        app.ask(&who, request).await
+    };
+    let again = ask("k", "a").await;
+    assert_eq!((again.status, &again.body), (first.status, &first.body));
+    assert_eq!(again.headers["location"], first.headers["location"]);
+    assert_eq!(again.headers["idempotency-replayed"], "true");
+    assert_eq!(ask("k", "b").await.code(), "IDEMPOTENCY_MISMATCH");
+    assert_eq!(ask("k2", "a").await.code(), "NOT_FOUND");
+    assert_eq!(app.active().await, 1);
+    let forget = "UPDATE jobs.idempotency_keys SET expires_at = now()";
+    app.pool
+        .get()
+        .await
+        .unwrap()
+        .execute(forget, &[])
+        .await
+        .unwrap();
+    assert_eq!(ask("k", "a").await.code(), "NOT_FOUND");
 }
 
 #[tokio::test]

@@ -1,9 +1,6 @@
 //! `POST /v1/webhooks/endpoints`: a new endpoint, whose secret is shown this once.
 
-use axum::{
-    extract::State,
-    http::{HeaderMap, StatusCode},
-};
+use axum::{extract::State, http::StatusCode};
 use contracts::{
     api::{
         jobs::JobEventType,
@@ -17,16 +14,13 @@ use contracts::{
     problem::{Code, FieldError, Problem},
     server::{Json, Principal},
 };
-use jiff::SignedDuration;
-use ops::idempotency::{self, Claim, Request};
-use ring::{digest, rand::SystemRandom};
+use ring::rand::SystemRandom;
 use secrecy::ExposeSecret;
 use serde_json::json;
 use url::Url;
 
-use super::{Api, ApiError, endpoints::view};
+use super::{Api, ApiError, endpoints::view, once::Once};
 use crate::{
-    SCHEMA,
     guard::Guard,
     sign::Secret,
     store::endpoints::{self, Endpoint},
@@ -34,14 +28,11 @@ use crate::{
 
 /// Endpoints a tenant may have.
 const ENDPOINTS_MAX: i64 = 100;
-/// How long a key stands for its request.
-const IDEMPOTENCY_TTL: SignedDuration = SignedDuration::from_hours(24);
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 pub(super) async fn create(
     State(api): State<Api>,
     principal: Principal,
-    headers: HeaderMap,
+    once: Once,
     Json(request): Json<CreateEndpoint>,
 ) -> Result<(StatusCode, Json<EndpointCreated>), ApiError> {
     principal.require(Scope::WebhooksWrite)?;
@@ -51,26 +42,9 @@ pub(super) async fn create(
     let tenant = principal.tenant().uuid();
     let mut client = api.pool.get().await?;
     let transaction = client.transaction().await?;
-    if let Some(key) = headers
-        .get(IDEMPOTENCY_KEY)
-        .and_then(|value| value.to_str().ok())
-    {
-        let text = serde_json::to_vec(&request).map_err(anyhow::Error::from)?;
-        let hash = digest::digest(&digest::SHA256, &text);
-        let hash = hash.as_ref().try_into().expect("SHA-256 has 32 bytes");
-        let answer = json!({ "endpoint_id": id });
-        let expires_at = now
-            .saturating_add(IDEMPOTENCY_TTL)
-            .map_err(anyhow::Error::from)?;
-        let claimed = Request { tenant, key, hash };
-        match idempotency::claim(&transaction, SCHEMA, claimed, &answer, expires_at).await? {
-            Claim::Fresh => {}
-            Claim::Replay(answer) => return Err(already(&answer)),
-            Claim::Mismatch => {
-                let detail = "The idempotency key was used with another request.";
-                return Err(Problem::new(Code::IdempotencyMismatch, detail).into());
-            }
-        }
+    let answer = json!({ "endpoint_id": id });
+    if let Some(before) = once.claim(&transaction, &answer, now).await? {
+        return Err(already(&before));
     }
     let events = request.events.unwrap_or_else(|| DEFAULT_EVENTS.to_vec());
     let endpoint = Endpoint {

@@ -2,7 +2,11 @@
 //! be long: a request changes only how the endpoint stands, and the worker's upkeep lets the rest
 //! follow.
 
-use axum::{extract::State, http::StatusCode};
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
 use contracts::{
     api::{
         Page, page_size,
@@ -13,8 +17,12 @@ use contracts::{
     server::{Json, Path, Principal, Query},
 };
 use jiff::Timestamp;
+use serde_json::json;
 
-use super::{Api, ApiError, create, cursor_of, event_type, not_found};
+use super::{
+    Api, ApiError, create, cursor_of, event_type, not_found,
+    once::{Once, repeated},
+};
 use crate::{
     health::Health,
     store::{
@@ -56,8 +64,9 @@ pub(super) async fn update(
     State(api): State<Api>,
     principal: Principal,
     Path(id): Path<EndpointId>,
+    once: Once,
     Json(request): Json<UpdateEndpoint>,
-) -> Result<Json<EndpointView>, ApiError> {
+) -> Result<Response, ApiError> {
     principal.require(Scope::WebhooksWrite)?;
     let mut errors = Vec::new();
     errors.extend(
@@ -80,13 +89,17 @@ pub(super) async fn update(
     let found = endpoints::lock(&transaction, tenant, id.uuid()).await?;
     let before = found.ok_or_else(|| not_found("endpoint"))?;
     let endpoint = changed(before.clone(), request, now);
+    let answer = view(endpoint.clone());
+    if let Some(before) = once.claim(&transaction, &json!(answer), now).await? {
+        return Ok(repeated(StatusCode::OK, before));
+    }
     endpoints::update(&transaction, tenant, &endpoint).await?;
     // What was learnt of the old address, or before it was switched on, tells nothing any more.
     if endpoint.url != before.url || (endpoint.enabled && !before.enabled) {
         health::save(&transaction, endpoint.id, Health::Untried).await?;
     }
     transaction.commit().await?;
-    Ok(Json(view(endpoint)))
+    Ok(Json(answer).into_response())
 }
 
 pub(super) async fn delete(

@@ -12,8 +12,9 @@ use contracts::{
 use jiff::{SignedDuration, Timestamp};
 use ring::rand::SystemRandom;
 use secrecy::ExposeSecret;
+use serde_json::json;
 
-use super::{Api, ApiError, not_found};
+use super::{Api, ApiError, not_found, once::Once};
 use crate::{sign::Secret, store::endpoints};
 
 /// Secrets of an endpoint that may sign at a time: each is an entry of `webhook-signature`, which a
@@ -24,6 +25,7 @@ pub(super) async fn rotate(
     State(api): State<Api>,
     principal: Principal,
     Path(id): Path<EndpointId>,
+    once: Once,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<SecretRotated>, ApiError> {
@@ -32,6 +34,10 @@ pub(super) async fn rotate(
     let (tenant, now) = (principal.tenant().uuid(), api.clock.now());
     let mut client = api.pool.get().await?;
     let transaction = client.transaction().await?;
+    let answer = json!({ "endpoint_id": id });
+    if once.claim(&transaction, &answer, now).await?.is_some() {
+        return Err(already().into());
+    }
     let endpoint = endpoints::lock(&transaction, tenant, id.uuid()).await?;
     let endpoint = endpoint.ok_or_else(|| not_found("endpoint"))?;
     let (live, first_ends) = endpoints::live_secrets(&transaction, endpoint.id, now).await?;
@@ -49,6 +55,13 @@ pub(super) async fn rotate(
         secret: secret.reveal().expose_secret().to_owned(),
         previous_expires_at: until,
     }))
+}
+
+/// A retry cannot be given the secret again: it is nowhere in the clear.
+fn already() -> Problem {
+    let detail = "This key rotated the secret already. The new one was shown then and is not kept: \
+                  rotate it with another key if it was lost.";
+    Problem::new(Code::IdempotencyConflict, detail)
 }
 
 /// How long the present secret signs beside the new one; no body asks for the usual time.

@@ -12,7 +12,8 @@ const ENDPOINTS: &str = "/v1/webhooks/endpoints";
 async fn a_secret_is_shown_once_and_nowhere_in_the_clear() {
     let app = App::start().await;
     let request = json!({ "url": "https://example.com/hook", "description": "mine" });
-    let created = app.write("POST", ENDPOINTS, request.clone()).await;
+    let create = async |request| app.under_key("k", "POST", ENDPOINTS, Some(request)).await;
+    let (_, _, created) = create(request.clone()).await;
     let secret = created["secret"].as_str().unwrap();
     assert!(secret.starts_with("whsec_"));
     let shown = app
@@ -26,10 +27,7 @@ async fn a_secret_is_shown_once_and_nowhere_in_the_clear() {
     assert!(!app.get(ENDPOINTS).await.to_string().contains("whsec_"));
 
     // The retry of a create cannot show the secret again, and creates nothing.
-    let scopes = [Scope::WebhooksWrite];
-    let (status, answer) = app
-        .request(app.tenant, &scopes, "POST", ENDPOINTS, Some(request))
-        .await;
+    let (status, _, answer) = create(request).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert_eq!(answer["code"], "IDEMPOTENCY_CONFLICT");
     assert!(
@@ -39,9 +37,7 @@ async fn a_secret_is_shown_once_and_nowhere_in_the_clear() {
             .contains(created["endpoint_id"].as_str().unwrap())
     );
     let other = json!({ "url": "https://example.com/other" });
-    let (status, _) = app
-        .request(app.tenant, &scopes, "POST", ENDPOINTS, Some(other))
-        .await;
+    let (status, ..) = create(other).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(
         app.count("SELECT count(*) FROM webhooks.endpoints").await,
@@ -200,4 +196,61 @@ async fn secrets_that_sign_at_a_time_are_limited_and_none_ends_before_its_time()
     // A secret that leaked can be replaced at any time.
     let (status, _) = rotated(Some(json!({ "overlap_seconds": 0 }))).await;
     assert_eq!((status, app.count(live).await), (StatusCode::OK, 1));
+}
+
+#[tokio::test]
+async fn a_repeated_key_acts_once_and_gets_the_same_answer() {
+    let app = App::start().await;
+    let created = app
+        .write("POST", ENDPOINTS, json!({ "url": "https://example.com" }))
+        .await;
+    let one = format!("{ENDPOINTS}/{}", created["endpoint_id"].as_str().unwrap());
+    let (test, rotate) = (format!("{one}/test"), format!("{one}/rotate-secret"));
+
+    let first = app.under_key("t", "POST", &test, None).await;
+    assert_eq!((first.0, first.1), (StatusCode::ACCEPTED, false));
+    let again = app.under_key("t", "POST", &test, None).await;
+    assert_eq!(again, (first.0, true, first.2.clone()));
+    let queued = "SELECT count(*) FROM webhooks.deliveries";
+    assert_eq!(app.count(queued).await, 1);
+
+    let message = first.2["message_id"].as_str().unwrap();
+    let replay = format!("/v1/webhooks/deliveries/{message}/replay");
+    let first = app.under_key("r", "POST", &replay, None).await;
+    assert_eq!((first.0, first.1), (StatusCode::ACCEPTED, false));
+    let again = app.under_key("r", "POST", &replay, None).await;
+    assert_eq!(again, (first.0, true, first.2));
+    // Each time it is queued it has a new epoch.
+    let epochs = "SELECT sum(lease_epoch)::bigint FROM webhooks.deliveries";
+    assert_eq!(app.count(epochs).await, 1);
+
+    let change = json!({ "description": "first" });
+    let first = app
+        .under_key("p", "PATCH", &one, Some(change.clone()))
+        .await;
+    assert_eq!((first.0, first.1), (StatusCode::OK, false));
+    app.write("PATCH", &one, json!({ "description": "second" }))
+        .await;
+    let again = app.under_key("p", "PATCH", &one, Some(change)).await;
+    assert_eq!(again, (first.0, true, first.2));
+    assert_eq!(app.get(&one).await["description"], "second");
+
+    let (status, _, rotated) = app.under_key("s", "POST", &rotate, None).await;
+    assert_eq!(status, StatusCode::OK, "{rotated}");
+    let (status, _, answer) = app.under_key("s", "POST", &rotate, None).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(answer["code"], "IDEMPOTENCY_CONFLICT");
+    assert!(!answer.to_string().contains("whsec_"));
+    assert_eq!(app.count("SELECT count(*) FROM webhooks.secrets").await, 2);
+    // The same key for anything else is refused, and what is refused keeps no key.
+    let (status, ..) = app.under_key("s", "POST", &test, None).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let (status, ..) = app
+        .under_key("n", "POST", &replay.replace('0', "1"), None)
+        .await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        app.under_key("n", "POST", &test, None).await.0,
+        StatusCode::ACCEPTED
+    );
 }

@@ -118,6 +118,35 @@ impl App {
         path: &str,
         body: Option<Value>,
     ) -> (StatusCode, Value) {
+        let key = ops::testing::prefix("key");
+        let request = self.asserted(tenant, scopes, method, path, body);
+        let response = request.header("idempotency-key", key).send().await.unwrap();
+        read(response).await
+    }
+
+    /// The same by one who may, under a key.
+    pub(crate) async fn under_key(
+        &self,
+        key: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (StatusCode, bool, Value) {
+        let request = self.asserted(self.tenant, &[Scope::WebhooksWrite], method, path, body);
+        let response = request.header("idempotency-key", key).send().await.unwrap();
+        let replayed = response.headers().contains_key("idempotency-replayed");
+        let (status, answer) = read(response).await;
+        (status, replayed, answer)
+    }
+
+    fn asserted(
+        &self,
+        tenant: TenantId,
+        scopes: &[Scope],
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> reqwest::RequestBuilder {
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         let claims = Claims {
             aud: Audience::Webhooks,
@@ -143,15 +172,11 @@ impl App {
                 method.parse().unwrap(),
                 format!("http://{}{path}", self.api),
             )
-            .header(assertion::HEADER, assertion::sign(&claims, &ASSERTION_KEY))
-            .header("idempotency-key", path);
+            .header(assertion::HEADER, assertion::sign(&claims, &ASSERTION_KEY));
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
-        let response = request.body(body).send().await.unwrap();
-        let status = response.status();
-        let text = response.text().await.unwrap();
-        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+        request.body(body)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Value {
@@ -223,6 +248,12 @@ impl App {
             .await
             .unwrap();
     }
+}
+
+async fn read(response: reqwest::Response) -> (StatusCode, Value) {
+    let status = response.status();
+    let text = response.text().await.unwrap();
+    (status, serde_json::from_str(&text).unwrap_or(Value::Null))
 }
 
 /// One of the service's commands, on this database.

@@ -14,12 +14,14 @@ use std::{
 use futures::future::join_all;
 use ops::testing::{TestProcess, eventually, free_address, service, status};
 use reqwest::{Client, Response, StatusCode};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
-    app::{self, App, problem},
+    app::{self, App, job, problem},
     cut::Line,
     issuer::Issuer,
     namespace::Disk,
+    raw,
     spool::{id, shipped},
 };
 
@@ -39,11 +41,13 @@ struct Small {
 
 impl Small {
     async fn start(disk: Disk, kafka: &str) -> Self {
-        let app = app::start(&[]).await;
+        // More than a disk holds the records of.
+        let plan = "--per-minute 600000 --burst 100000 --per-hour 1000000";
+        let app = app::start_with_plan(&[], plan).await;
         let (listen, admin) = (free_address(), free_address());
         let gateway = run(&app, &disk, listen, admin, kafka);
         // With as long a record as there may be.
-        let mut claims = Issuer::claims(&app.tenant, "jobs:read billing:read");
+        let mut claims = Issuer::claims(&app.tenant, "jobs:read jobs:submit billing:read");
         claims["sub"] = "s".repeat(128).into();
         let token = app.issuer.sign(&claims);
         let client = app.client.clone();
@@ -136,6 +140,22 @@ impl Small {
         answered.into_inner().unwrap()
     }
 
+    /// A job that is let in, of which the body is still to come.
+    async fn begin_to_submit(&self, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.listen).await.unwrap();
+        let head = format!(
+            "POST /v1/jobs HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
+             Content-Type: application/json\r\nIdempotency-Key: slow\r\n\
+             Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+            self.token,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let told = raw::answer(&mut stream).await;
+        assert!(told.starts_with("HTTP/1.1 100"), "{told}");
+        stream
+    }
+
     /// How many requests for jobs reached the upstream.
     fn hits(&self) -> usize {
         let all = self.app.upstreams.seen.all().into_iter();
@@ -156,6 +176,7 @@ fn run(app: &App, disk: &Disk, listen: SocketAddr, admin: SocketAddr, kafka: &st
         ("ADMIN_LISTEN", &admin),
         ("SPOOL_DIR", disk.path().to_str().unwrap()),
         ("KAFKA_BROKERS", kafka),
+        ("BODY_DEADLINE_MS", "60000"),
     ];
     TestProcess::start(&mut disk.command(&app.command(&changes, &[])))
 }
@@ -189,7 +210,12 @@ async fn a_disk_that_fills_up_refuses_before_anybody_is_asked_until_kafka_is_bac
     let kafka = line.address.to_string();
     let mut small = Small::start(disk, &kafka).await;
     small.heals().await;
+    let body = job("a").to_string();
+    let mut slow = small.begin_to_submit(&body).await;
     let mut ids = small.exhaust().await;
+    slow.write_all(body.as_bytes()).await.unwrap();
+    let told = raw::answer(&mut slow).await;
+    assert!(told.starts_with("HTTP/1.1 503"), "{told}");
     assert_eq!(
         small.hits(),
         ids.len(),

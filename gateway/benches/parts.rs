@@ -208,7 +208,7 @@ fn upstream(criterion: &mut Criterion, world: &World) -> anyhow::Result<()> {
 
 /// The usage record and the line of the access log.
 fn told(criterion: &mut Criterion, world: &World, root: &std::path::Path) -> anyhow::Result<()> {
-    let spool = Spool::create(root, u64::MAX)?;
+    let spool = Spool::create(root, u64::MAX, Clock::system())?;
     let principal = world.principal(&world.key).context("the key is good")?;
     let route = ROUTES.iter().find(|route| route.billable());
     let admitted = Admitted {

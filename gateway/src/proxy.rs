@@ -213,11 +213,7 @@ impl Gateway {
             let signed = signing.verify(session.req_header(), ctx.arrived_at, window)?;
             ctx.signed = Some(signed);
         }
-        let billable = ctx.route.is_some_and(|index| ROUTES[index].billable());
-        if billable && !self.spool.has_room() {
-            metrics::counter!("gateway_spool_refused_total").increment(1);
-            return Err(unavailable("Usage cannot be recorded at the moment."));
-        }
+        self.require_room(ctx.route)?;
         let verdict = ctx
             .verdict
             .insert(self.limiter.decide(&principal.tenant).await);
@@ -240,7 +236,18 @@ impl Gateway {
         let principal = principal.expect("only admitted requests go on");
         let signed = ctx.signed.is_some();
         let renewed = self.renew(principal, scopes, ctx.address, signed);
-        renewed.map(drop).inspect_err(|_| ctx.usage = Usage::None)
+        let renewed = renewed.and_then(|_| self.require_room(ctx.route));
+        renewed.inspect_err(|_| ctx.usage = Usage::None)
+    }
+
+    /// What cannot be recorded must not be asked of anybody, if it is billed.
+    fn require_room(&self, route: Option<usize>) -> Result<(), Problem> {
+        let billable = route.is_some_and(|index| ROUTES[index].billable());
+        if !billable || self.spool.has_room() {
+            return Ok(());
+        }
+        metrics::counter!("gateway_spool_refused_total").increment(1);
+        Err(unavailable("Usage cannot be recorded at the moment."))
     }
 
     /// Whether whoever was admitted a while ago still would be, and until when.

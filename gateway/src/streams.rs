@@ -257,6 +257,7 @@ async fn pass(
             }
             // A client that takes nothing is not waited for, and takes no farewell either.
             _ = &mut ended => return End::Client,
+            () = sleep_until(idle) => return End::Client,
         }
         idle = Instant::now() + streams.idle;
     }

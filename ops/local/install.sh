@@ -60,6 +60,7 @@ packages_to_bench() {
 
 packages_to_test() {
   has shellcheck || printf '%s\n' shellcheck
+  has strace || printf '%s\n' strace
   python3 -c 'import ensurepip, venv' 2>/dev/null || printf '%s\n' python3-venv
 }
 

@@ -104,8 +104,9 @@ impl Ours {
         for folder in fs::read_dir(&self.spool)? {
             let folder = folder?.path();
             let checkpoint = fs::read_to_string(folder.join("checkpoint")).unwrap_or_default();
-            let checkpoint = checkpoint.trim().split_once(' ').unwrap_or(("1", "0"));
-            let (segment, offset): (u64, u64) = (checkpoint.0.parse()?, checkpoint.1.parse()?);
+            let mut words = checkpoint.split(' ');
+            let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+            let (segment, offset) = (number().unwrap_or(1), number().unwrap_or(0));
             for file in fs::read_dir(&folder)? {
                 let file = file?.path();
                 if file.extension().is_none_or(|kind| kind != "segment") {

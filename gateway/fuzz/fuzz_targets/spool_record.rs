@@ -17,6 +17,14 @@ fuzz_target!(|bytes: &[u8]| {
     if parsed.tail == Tail::Blank {
         let rest = &bytes[written.len()..];
         assert!(rest.iter().take(8).all(|byte| *byte == 0));
+        // A record that overwrites what is blank is found there, whatever follows it.
+        let next = frame(b"next");
+        let (from, to) = (written.len(), written.len() + next.len());
+        let mut over = bytes.to_vec();
+        over.resize(over.len().max(to), 0);
+        over[from..to].copy_from_slice(&next);
+        let found = parse(&over).records;
+        assert_eq!(found[parsed.records.len()], (&b"next"[..], to));
     }
     // A record written after whatever is there is found where that ends cleanly.
     if !bytes.is_empty() && bytes.len() <= 64 * 1_024 && parsed.tail == Tail::End {

@@ -30,7 +30,8 @@ pub(super) fn records(
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<(Arc<Spool>, Arc<AccessLog>)> {
     let stop = || lifecycle.stopping();
-    let spool = Arc::new(Spool::create(&options.spool_dir, options.spool_max_bytes)?);
+    let (root, most) = (&options.spool_dir, options.spool_max_bytes);
+    let spool = Arc::new(Spool::create(root, most, Clock::system())?);
     lifecycle.spawn("spool", Arc::clone(&spool).keep_synced(stop()));
     let shipper = Shipper::new(Arc::clone(&spool), options.kafka.clone());
     lifecycle.spawn("shipper", shipper.run(stop()));

@@ -2,28 +2,25 @@
 //!
 //! A crash between the two ships some again, with the same identities.
 
-use std::{
-    fs::{self, File},
-    io::{self, Read as _, Seek as _, SeekFrom},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use contracts::event::USAGE_RECORDED;
+use jiff::Timestamp;
 use ops::{config::KafkaOptions, kafka};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::spool::{
-    Folder, Place, Spool,
+    Spool,
     batch::{Batches, Sent},
+    folder::{Folder, Place},
     segment::{self, RECORD_MAX_BYTES, Tail},
 };
 
 /// Bytes read and records sent at a time.
-const CHUNK_BYTES: usize = 4 * RECORD_MAX_BYTES;
+const CHUNK_BYTES: u64 = 4 * RECORD_MAX_BYTES as u64;
 /// Pause between looks at an empty spool.
 const IDLE_POLL: Duration = Duration::from_millis(50);
 /// Pause after a failure.
@@ -33,16 +30,23 @@ const ADOPT_EVERY: Duration = Duration::from_secs(5);
 /// How long a stopping process goes on shipping; what is left, the next one adopts.
 const LAST_SHIPMENT: Duration = Duration::from_secs(3);
 
-const CHECKPOINT: &str = "checkpoint";
-
 /// Ships the spool of this process, and of those that died.
 #[derive(Debug)]
 pub struct Shipper {
     spool: Arc<Spool>,
     kafka: KafkaOptions,
-    adopted: Vec<Folder>,
+    /// How far our own is shipped. The checkpoint only tells it to whoever comes after us.
+    own: Place,
+    adopted: Vec<Adopted>,
     /// Adopted ones that could not be shipped; they are tried again after the next look.
-    set_aside: Vec<Folder>,
+    set_aside: Vec<Adopted>,
+}
+
+/// A dead process's folder, and how far it is shipped.
+#[derive(Debug)]
+struct Adopted {
+    folder: Folder,
+    at: Place,
 }
 
 /// How much of a folder was shipped in one go.
@@ -61,6 +65,7 @@ impl Shipper {
         Self {
             spool,
             kafka,
+            own: Place::start_of(1),
             adopted: Vec::new(),
             set_aside: Vec::new(),
         }
@@ -86,24 +91,28 @@ impl Shipper {
         while let Err(cause) = self.ship_on(stop).await {
             let error = format!("{cause:#}");
             warn!(error, "usage records wait on disk");
+            self.spool.set_oldest(self.oldest());
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
     /// Ships with one producer until it fails; returns when the process stops and nothing is left.
     async fn ship_on(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
+        // First of all: what they left counts even where it cannot be shipped.
+        self.adopt().context("look for spools of dead processes")?;
+        self.spool.set_oldest(self.oldest());
+        let mut looked = Instant::now();
         kafka::ensure_topics(&self.kafka, &[USAGE_RECORDED]).await?;
         let producer = Batches::new(&self.kafka, self.kafka.topic(USAGE_RECORDED))?;
-        let mut looked: Option<Instant> = None;
         loop {
-            if looked.is_none_or(|looked| looked.elapsed() >= ADOPT_EVERY) {
+            if looked.elapsed() >= ADOPT_EVERY {
                 self.adopt().context("look for spools of dead processes")?;
-                looked = Some(Instant::now());
+                looked = Instant::now();
             }
+            self.spool.set_oldest(self.oldest());
             // Asked before shipping: what was written until then is shipped when it is Done.
             let last = stop.is_cancelled();
-            let own = self.spool.own();
-            let own = self.ship(&producer, own, Some(self.spool.end())).await?;
+            let own = self.ship_own(&producer).await?;
             let adopted = self.ship_adopted(&producer).await;
             if own == Progress::Done && adopted == Progress::Done {
                 if last {
@@ -116,23 +125,48 @@ impl Shipper {
 
     fn adopt(&mut self) -> io::Result<()> {
         self.adopted.append(&mut self.set_aside);
-        for folder in self.spool.adopt()? {
-            // Shipping it will say what is wrong with a checkpoint that cannot be read.
-            if let Ok(Some(at)) = read_checkpoint(&folder) {
-                self.spool.shipped(at.offset);
-            }
-            self.adopted.push(folder);
-        }
+        let adopted = self.spool.adopt()?.into_iter();
+        self.adopted
+            .extend(adopted.map(|(folder, at)| Adopted { folder, at }));
         Ok(())
+    }
+
+    /// When the oldest record was written that is not shipped.
+    fn oldest(&self) -> Option<Timestamp> {
+        let own = self.spool.own();
+        let own = own.filter(|_| self.own < self.spool.end());
+        let adopted = self.adopted.iter().chain(&self.set_aside);
+        let all = adopted.map(|adopted| (&adopted.folder, adopted.at));
+        all.chain(own.map(|own| (own, self.own)))
+            .filter_map(|(folder, at)| folder.oldest_from(at))
+            .min()
+    }
+
+    /// Ships one chunk of our own folder.
+    async fn ship_own(&mut self, producer: &Batches) -> anyhow::Result<Progress> {
+        let Some(folder) = self.spool.own() else {
+            return Ok(Progress::Done);
+        };
+        let end = Some(self.spool.end());
+        let shipped = ship(&self.spool, producer, folder, &mut self.own, end).await?;
+        if shipped == Progress::Done && self.spool.is_stuck() {
+            let (spool, at) = (Arc::clone(&self.spool), self.own);
+            let anew = tokio::task::spawn_blocking(move || spool.begin_anew(at)).await?;
+            if anew.context("overwrite a shipped segment")? {
+                self.own = Place::start_of(at.segment);
+            }
+        }
+        Ok(shipped)
     }
 
     /// Ships one chunk of an adopted folder. One that fails is set aside, so that nothing else
     /// waits for it.
     async fn ship_adopted(&mut self, producer: &Batches) -> Progress {
-        let Some(folder) = self.adopted.pop() else {
+        let Some(mut adopted) = self.adopted.pop() else {
             return Progress::Done;
         };
-        let shipped = match self.ship(producer, &folder, None).await {
+        let Adopted { folder, at } = &mut adopted;
+        let shipped = match ship(&self.spool, producer, folder, at, None).await {
             Ok(Progress::Done) => fs::remove_dir_all(folder.path())
                 .map(|()| Progress::Done)
                 .map_err(Into::into),
@@ -141,136 +175,84 @@ impl Shipper {
         let path = folder.path().display().to_string();
         match shipped {
             Ok(Progress::Done) => info!(spool.path = path, "the adopted spool is shipped"),
-            Ok(Progress::Some) => self.adopted.push(folder),
+            Ok(Progress::Some) => self.adopted.push(adopted),
             Err(cause) => {
                 let error = format!("{cause:#}");
                 warn!(
                     spool.path = path,
                     error, "an adopted spool cannot be shipped"
                 );
-                self.set_aside.push(folder);
+                self.set_aside.push(adopted);
             }
         }
         Progress::Some
     }
+}
 
-    /// Ships one chunk of a folder. `end` is where its writer stands; without one there is none,
-    /// and an unfinished last record is cut away.
-    async fn ship(
-        &self,
-        producer: &Batches,
-        folder: &Folder,
-        end: Option<Place>,
-    ) -> anyhow::Result<Progress> {
-        let segments = folder.segments()?;
-        let from = match read_checkpoint(folder)? {
-            Some(at) => at,
-            None => Place {
-                segment: segments.first().copied().unwrap_or(1),
-                offset: 0,
-            },
-        };
-        let mut at = from;
-        let active = end.filter(|end| end.segment == at.segment);
-        let bytes = read_from(folder, at, active)?;
-        let parsed = segment::parse(&bytes);
-        let Sent {
-            acknowledged: shipped,
-            failure,
-        } = producer.send(&parsed.records).await;
-        if let Some((_, next)) = shipped.checked_sub(1).map(|last| parsed.records[last]) {
-            at.offset += next as u64;
-        }
-        self.spool.shipped(at.offset - from.offset);
-        let exhausted = failure.is_none() && (bytes.len() < CHUNK_BYTES || shipped == 0);
-        if exhausted && active.is_none() && (parsed.tail != Tail::End || bytes.is_empty()) {
-            self.cut(folder, at, parsed.tail)?;
-            at = Place {
-                segment: at.segment + 1,
-                offset: 0,
-            };
-        }
-        if at != from {
-            write_checkpoint(folder, at)?;
-            drop_before(folder, at.segment)?;
-        }
-        metrics::counter!("gateway_spool_shipped_total").increment(shipped as u64);
-        if let Some(cause) = failure {
-            return Err(cause.into());
-        }
-        ensure!(
-            active.is_none() || parsed.tail == Tail::End || at != from,
-            "our spool is damaged"
-        );
-        let last = segments.last().copied().unwrap_or(0);
-        let done = match end {
-            Some(end) => at >= end,
-            None => at.segment > last,
-        };
-        Ok(if done { Progress::Done } else { Progress::Some })
+/// Ships one chunk of a folder and moves `at` past it, before anything else can fail: what is in
+/// Kafka is counted once. `end` is where its writer stands; without one there is none, and an
+/// unfinished last record is cut away.
+async fn ship(
+    spool: &Spool,
+    producer: &Batches,
+    folder: &Folder,
+    at: &mut Place,
+    end: Option<Place>,
+) -> anyhow::Result<Progress> {
+    if end.is_some_and(|end| *at >= end) {
+        return Ok(Progress::Done);
     }
-
-    /// Notes the end of a segment that nobody writes any more.
-    fn cut(&self, folder: &Folder, at: Place, tail: Tail) -> io::Result<()> {
-        let written = folder.written(at.segment);
-        let lost = written.or_else(absent_is_empty)?.saturating_sub(at.offset);
-        if tail != Tail::End && lost > 0 {
-            metrics::counter!("gateway_spool_cut_total").increment(1);
-            warn!(
-                spool.path = %folder.path().display(), spool.segment = at.segment,
-                spool.bytes = lost, ?tail, "the torn end of a spool is cut away"
-            );
-        }
-        self.spool.shipped(lost);
-        Ok(())
+    let (from, active) = (*at, end.filter(|end| end.segment == at.segment));
+    let chunk = active.map_or(CHUNK_BYTES, |end| CHUNK_BYTES.min(end.offset - at.offset));
+    let bytes = folder.read(from, chunk)?;
+    let parsed = segment::parse(&bytes);
+    let Sent {
+        acknowledged: shipped,
+        failure,
+    } = producer.send(&parsed.records).await;
+    if let Some((_, next)) = shipped.checked_sub(1).map(|last| parsed.records[last]) {
+        at.offset += next as u64;
+        spool.shipped(next as u64);
     }
-}
-
-/// Up to a chunk of bytes at a place, as far as the segment's writer has got.
-fn read_from(folder: &Folder, at: Place, active: Option<Place>) -> io::Result<Vec<u8>> {
-    let mut file = match File::open(folder.segment(at.segment)) {
-        Ok(file) => file,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(cause) => return Err(cause),
-    };
-    file.seek(SeekFrom::Start(at.offset))?;
-    let written = active.map_or(u64::MAX, |end| end.offset.saturating_sub(at.offset));
-    let mut bytes = Vec::new();
-    file.take(written.min(CHUNK_BYTES as u64))
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn read_checkpoint(folder: &Folder) -> io::Result<Option<Place>> {
-    let text = match fs::read_to_string(folder.path().join(CHECKPOINT)) {
-        Ok(text) => text,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(cause) => return Err(cause),
-    };
-    // One that cannot be read only makes us ship more than needed.
-    let place = text.trim().split_once(' ').and_then(|(segment, offset)| {
-        Some(Place {
-            segment: segment.parse().ok()?,
-            offset: offset.parse().ok()?,
-        })
-    });
-    Ok(place)
-}
-
-fn write_checkpoint(folder: &Folder, at: Place) -> io::Result<()> {
-    let next = folder.path().join("checkpoint.next");
-    fs::write(&next, format!("{} {}\n", at.segment, at.offset))?;
-    fs::rename(next, folder.path().join(CHECKPOINT))
-}
-
-fn drop_before(folder: &Folder, segment: u64) -> io::Result<()> {
-    for number in folder
-        .segments()?
-        .into_iter()
-        .filter(|number| *number < segment)
+    metrics::counter!("gateway_spool_shipped_total").increment(shipped as u64);
+    let exhausted = failure.is_none() && ((bytes.len() as u64) < CHUNK_BYTES || shipped == 0);
+    if exhausted && active.is_none() && (parsed.tail != Tail::End || bytes.is_empty()) {
+        cut(spool, folder, *at, parsed.tail)?;
+        *at = Place::start_of(at.segment + 1);
+    }
+    if *at != from
+        && let Err(cause) = folder.passed(*at)
     {
-        fs::remove_file(folder.segment(number))?;
+        // It is shipped all the same; whoever comes after us ships some again.
+        let path = folder.path().display();
+        warn!(spool.path = %path, error = %cause, "what is shipped cannot be noted");
     }
+    if let Some(cause) = failure {
+        return Err(cause.into());
+    }
+    ensure!(
+        active.is_none() || parsed.tail == Tail::End || *at != from,
+        "our spool is damaged"
+    );
+    let done = match end {
+        Some(end) => *at >= end,
+        None => at.segment > folder.segments()?.last().copied().unwrap_or(0),
+    };
+    Ok(if done { Progress::Done } else { Progress::Some })
+}
+
+/// Notes the end of a segment that nobody writes any more.
+fn cut(spool: &Spool, folder: &Folder, at: Place, tail: Tail) -> io::Result<()> {
+    let written = folder.written(at.segment);
+    let lost = written.or_else(absent_is_empty)?.saturating_sub(at.offset);
+    if tail != Tail::End && lost > 0 {
+        metrics::counter!("gateway_spool_cut_total").increment(1);
+        warn!(
+            spool.path = %folder.path().display(), spool.segment = at.segment,
+            spool.bytes = lost, ?tail, "the torn end of a spool is cut away"
+        );
+    }
+    spool.shipped(lost);
     Ok(())
 }
 

@@ -188,9 +188,15 @@ impl App {
 
     /// A gateway process with this environment but `changes`, and `arguments` after `run`.
     pub(crate) fn process(&self, changes: &[(&str, &str)], arguments: &[&str]) -> TestProcess {
+        TestProcess::start(&mut self.command(changes, arguments))
+    }
+
+    /// What would start it.
+    pub(crate) fn command(&self, changes: &[(&str, &str)], arguments: &[&str]) -> Command {
         let mut command = binary(&self.environment);
         command.arg("run").args(arguments).stdin(Stdio::null());
-        TestProcess::start(command.envs(changes.iter().copied()))
+        command.envs(changes.iter().copied());
+        command
     }
 
     pub(crate) fn variable(&self, name: &str) -> &str {

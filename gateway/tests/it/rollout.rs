@@ -10,10 +10,15 @@ use crate::{
     upstream::Upstreams,
 };
 
-/// Which version answers a tenant now.
+/// Whether the new version answers a tenant now.
 async fn is_new(app: &App, new: &Upstreams, key: &str) -> bool {
+    is_new_at(&app.url, app, new, key).await
+}
+
+/// The same of a gateway at this URL.
+async fn is_new_at(gateway: &str, app: &App, new: &Upstreams, key: &str) -> bool {
     let before = (app.upstreams.seen.count(), new.seen.count());
-    let url = format!("{}/v1/jobs", app.url);
+    let url = format!("{gateway}/v1/jobs");
     let answer = app.client.get(url).bearer_auth(key).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     let after = (app.upstreams.seen.count(), new.seen.count());
@@ -22,7 +27,8 @@ async fn is_new(app: &App, new: &Upstreams, key: &str) -> bool {
     new == 1
 }
 
-async fn keys(app: &App, count: usize) -> Vec<String> {
+/// Keys of so many tenants, which the gateway at this URL knows.
+async fn keys(app: &App, gateway: &str, count: usize) -> Vec<String> {
     let mut keys = Vec::new();
     for _ in 0..count {
         let tenant = app.admin("admin tenant create t --plan test");
@@ -30,7 +36,7 @@ async fn keys(app: &App, count: usize) -> Vec<String> {
         keys.push(app.new_key(tenant, ALL_SCOPES));
     }
     let known = async || {
-        let url = format!("{}/v1/jobs", app.url);
+        let url = format!("{gateway}/v1/jobs");
         let last = app.client.get(url).bearer_auth(keys.last().unwrap());
         (last.send().await.unwrap().status() == StatusCode::OK).then_some(())
     };
@@ -43,7 +49,7 @@ async fn tenants_move_to_a_new_version_once_and_a_rollback_takes_all_back_at_onc
     let app = app::start(&[]).await;
     let new = Upstreams::start().await;
     let url = &new.environment["JOBS_URL"];
-    let keys = keys(&app, 12).await;
+    let keys = keys(&app, &app.url, 12).await;
     let start = format!("admin rollout start jobs --version v2 --url {url}");
     app.admin(&format!("{start} --steps 1,50,100 --every 2s"));
     let again = app.run(&format!("{start} --steps 5"));
@@ -107,4 +113,35 @@ async fn a_new_version_that_is_not_there_costs_nobody_an_answer() {
         let answer = app.submit(&format!("{number}"), "a").await;
         assert_eq!(answer.status(), StatusCode::ACCEPTED);
     }
+}
+
+#[tokio::test]
+async fn gateways_agree_on_which_tenants_have_the_new_version() {
+    let mut app = app::start(&[]).await;
+    let second = app.second().await;
+    let new = Upstreams::start().await;
+    let keys = keys(&app, &second, 16).await;
+    let url = &new.environment["JOBS_URL"];
+    let start = format!("admin rollout start jobs --version v2 --url {url}");
+    app.admin(&format!("{start} --steps 50"));
+    let mut told = Vec::new();
+    for gateway in [&app.url, &second] {
+        let follows = async || {
+            let mut are_new = Vec::new();
+            for key in &keys {
+                are_new.push(is_new_at(gateway, &app, &new, key).await);
+            }
+            are_new.contains(&true).then_some(are_new)
+        };
+        let told_here = eventually("it follows", Duration::from_secs(5), follows).await;
+        assert!(told_here.contains(&false), "not all at once");
+        told.push(told_here);
+    }
+    // Asked again: the first answers of either may be from the middle of the change.
+    for (gateway, told) in [&app.url, &second].into_iter().zip(&mut told) {
+        for (key, is_new) in keys.iter().zip(told) {
+            *is_new = is_new_at(gateway, &app, &new, key).await;
+        }
+    }
+    assert_eq!(told[0], told[1]);
 }

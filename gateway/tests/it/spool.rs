@@ -30,7 +30,10 @@ use crate::{
 const SILENT: Duration = Duration::from_secs(20);
 
 /// The usage records in Kafka, by `ce_id`, once all of `wanted` are there.
-async fn shipped(app: &App, wanted: BTreeSet<String>) -> BTreeMap<String, UsageRecorded> {
+pub(crate) async fn shipped(
+    app: &App,
+    wanted: BTreeSet<String>,
+) -> BTreeMap<String, UsageRecorded> {
     let kafka = KafkaOptions {
         kafka_brokers: app.variable("KAFKA_BROKERS").to_owned(),
         topic_prefix: app.variable("TOPIC_PREFIX").to_owned(),
@@ -64,7 +67,7 @@ async fn shipped(app: &App, wanted: BTreeSet<String>) -> BTreeMap<String, UsageR
     tokio::task::spawn_blocking(read).await.unwrap()
 }
 
-fn id(response: &reqwest::Response) -> String {
+pub(crate) fn id(response: &reqwest::Response) -> String {
     response.headers()["x-request-id"]
         .to_str()
         .unwrap()
@@ -237,11 +240,14 @@ async fn a_dead_spool_that_cannot_be_read_holds_up_nobody() {
     app.gateway.kill();
     let dead = spools(&app).pop().unwrap();
     // As if it belonged to another user, or the disk were damaged.
-    fs::create_dir(dead.join("checkpoint")).unwrap();
+    let (segment, aside) = (dead.join("0000000001.segment"), dead.join("aside"));
+    fs::rename(&segment, &aside).unwrap();
+    fs::create_dir(&segment).unwrap();
     app.kill_and_restart(&[("KAFKA_BROKERS", &brokers)]).await;
     let second = id(&app.get("/v1/jobs").await);
     shipped(&app, BTreeSet::from([second])).await;
-    fs::remove_dir(dead.join("checkpoint")).unwrap();
+    fs::remove_dir(&segment).unwrap();
+    fs::rename(&aside, &segment).unwrap();
     shipped(&app, BTreeSet::from([first])).await;
 }
 
@@ -282,10 +288,67 @@ async fn a_full_spool_refuses_what_is_billed_and_is_not_ready() {
     };
     assert_eq!(problem(refused).await["code"], "SERVICE_UNAVAILABLE");
     app.not_ready("a full spool").await;
+    assert!(figure(&app, "refused_total").await > 0);
     // Looking at the bill is free and still works.
     assert_eq!(app.get("/v1/usage").await.status(), StatusCode::OK);
     app.gateway.kill();
     app.kill_and_restart(&[("KAFKA_BROKERS", &brokers)]).await;
     shipped(&app, ids).await;
     assert_eq!(app.get("/v1/jobs").await.status(), StatusCode::OK);
+}
+
+/// What a metric of the spool says, in whole units.
+async fn figure(app: &App, name: &str) -> u64 {
+    let metrics = app.metrics().await;
+    let name = format!("gateway_spool_{name} ");
+    let mut values = metrics.lines().filter_map(|line| line.strip_prefix(&name));
+    let value = values.next().expect("it is there from the beginning");
+    value.split('.').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn metrics_say_how_full_it_is_how_old_the_oldest_and_what_was_shipped() {
+    const SOON: Duration = Duration::from_secs(10);
+    let (brokers, nowhere) = (service("KAFKA_BROKERS"), free_address().to_string());
+    let away = [
+        ("KAFKA_BROKERS", nowhere.as_str()),
+        ("SPOOL_MAX_BYTES", "100000"),
+    ];
+    let mut app = app::start(&away).await;
+    for name in [
+        "waiting_bytes",
+        "oldest_seconds",
+        "shipped_total",
+        "refused_total",
+    ] {
+        assert_eq!(figure(&app, name).await, 0, "{name}");
+    }
+    assert_eq!(figure(&app, "max_bytes").await, 100_000);
+    let asked = Instant::now();
+    let mut ids = BTreeSet::new();
+    for _ in 0..5 {
+        ids.insert(id(&app.get("/v1/jobs").await));
+    }
+    let grows = async || (figure(&app, "oldest_seconds").await > 1).then_some(());
+    eventually("it waits", SOON, grows).await;
+    assert!(figure(&app, "oldest_seconds").await <= asked.elapsed().as_secs());
+    let waiting = figure(&app, "waiting_bytes").await;
+    assert!((500..5_000).contains(&waiting), "{waiting}");
+    // What a dead process left is as old as it is.
+    app.kill_and_restart(&[]).await;
+    let restarted = Instant::now();
+    let adopted = async || (figure(&app, "waiting_bytes").await == waiting).then_some(());
+    eventually("it is counted", SOON, adopted).await;
+    let older = async || {
+        let age = figure(&app, "oldest_seconds").await;
+        (age > restarted.elapsed().as_secs() + 1).then_some(())
+    };
+    eventually("it is as old as it was", SOON, older).await;
+    app.kill_and_restart(&[("KAFKA_BROKERS", &brokers)]).await;
+    shipped(&app, ids).await;
+    let empty = async || (figure(&app, "waiting_bytes").await == 0).then_some(());
+    eventually("nothing waits", SOON, empty).await;
+    let young = async || (figure(&app, "oldest_seconds").await == 0).then_some(());
+    eventually("nothing is old", SOON, young).await;
+    assert_eq!(figure(&app, "shipped_total").await, 5);
 }

@@ -6,9 +6,13 @@ use std::{
 };
 
 use futures::{SinkExt as _, StreamExt as _};
+use nix::sys::socket::{setsockopt, sockopt};
 use ops::testing::eventually;
 use reqwest::{Method, Response, StatusCode};
-use tokio::net::TcpStream;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpSocket, TcpStream},
+};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{
@@ -16,7 +20,10 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::app::{self, App, problem};
+use crate::{
+    app::{self, App, problem},
+    upstream::Upstreams,
+};
 
 async fn follow(app: &App, job: &str) -> Response {
     let path = format!("/v1/jobs/{job}/events");
@@ -101,6 +108,57 @@ async fn streams_end_cleanly_when_they_are_silent_or_old() {
     for reason in ["idle", "longest"] {
         let line = format!("gateway_streams_ended_total{{reason=\"{reason}\"}} 1");
         assert!(metrics.contains(&line), "{metrics}");
+    }
+}
+
+/// Waits until the only stream is over, and how it ended.
+async fn over(app: &App, reason: &str) {
+    let line = format!("gateway_streams_ended_total{{reason=\"{reason}\"}} 1");
+    let over = async || {
+        let metrics = app.metrics().await;
+        let ended = metrics.contains(&line) && metrics.contains("gateway_streams_open 0");
+        ended.then_some(())
+    };
+    // Much sooner than a write is given up.
+    eventually("it is over", Duration::from_secs(10), over).await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_not_waited_for_beyond_a_limit() {
+    for limit in ["STREAM_MAX_SECONDS", "STREAM_IDLE_SECONDS"] {
+        let app = app::start(&[(limit, "2")]).await;
+        let mut client = TcpStream::connect(app.listen).await.unwrap();
+        let path = "/v1/jobs/job_flood/events";
+        let head = format!("GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer");
+        let request = format!("{head} {}\r\n\r\n", app.key);
+        client.write_all(request.as_bytes()).await.unwrap();
+        over(&app, "client").await;
+        drop(client);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_takes_nothing_is_not_waited_for_beyond_a_limit() {
+    for (limit, reason) in [
+        ("STREAM_MAX_SECONDS", "longest"),
+        ("STREAM_IDLE_SECONDS", "idle"),
+    ] {
+        // So small that it is full before a client has said as much as it may.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        setsockopt(&socket, sockopt::TcpMaxSeg, &536).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(16).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        Upstreams::start_at(listener);
+        let app = app::start(&[("JOBS_URL", &url), (limit, "2")]).await;
+        let path = "/v1/jobs/job_deaf/events";
+        let mut socket = open_socket(&app, path, &app.key).await.unwrap();
+        for _ in 0..20 {
+            let said = Message::text("x".repeat(10_000));
+            socket.send(said).await.unwrap();
+        }
+        over(&app, reason).await;
     }
 }
 

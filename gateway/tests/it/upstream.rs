@@ -353,20 +353,30 @@ async fn events(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     Noted(request): Noted,
 ) -> Response {
+    let asked = request.target.split('/').nth(3);
     if let Ok(upgrade) = upgrade {
+        if asked == Some("job_deaf") {
+            return upgrade.on_upgrade(async |socket| {
+                tokio::time::sleep(Duration::from_mins(5)).await;
+                drop(socket);
+            });
+        }
         return upgrade.on_upgrade(talk);
     }
-    let (count, pause) = match request.target.split('/').nth(3) {
+    let (count, pause) = match asked {
         Some("job_settled") => return StatusCode::NO_CONTENT.into_response(),
         Some("job_endless") => (u64::MAX, Duration::from_millis(50)),
+        Some("job_flood") => (u64::MAX, Duration::ZERO),
         Some("job_silent" | "job_idle") => (2, Duration::from_mins(5)),
         _ => (3, Duration::from_millis(300)),
     };
+    let size = if pause.is_zero() { 100_000 } else { 2 };
     let stream = futures::stream::iter(1..=count).then(move |number| async move {
         if number > 1 {
             tokio::time::sleep(pause).await;
         }
-        Ok::<_, std::io::Error>(format!("id: {number}\ndata: {{}}\n\n"))
+        let data = "x".repeat(size);
+        Ok::<_, std::io::Error>(format!("id: {number}\ndata: {data}\n\n"))
     });
     (
         [("content-type", "text/event-stream")],

@@ -3,9 +3,9 @@
 //! are taken again from metering, because nobody knows what was spent just before.
 //!
 //! A restarted Redis is not believed, whatever it saves: neither snapshots nor an append-only file,
-//! which is written once a second, hold the last requests. So is a replica that took its place. What
-//! it keeps of answers stands all the same: an answer never changes, and one that is missing is in
-//! the service's own record.
+//! which is written once a second, hold the last requests; nor is a replica that took its place.
+//! What it keeps of answers stands all the same: an answer never changes, and one that is missing
+//! is in the service's own record.
 
 use std::{
     sync::{

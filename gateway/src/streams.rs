@@ -281,7 +281,7 @@ pub(crate) async fn until_lost(gateway: &Gateway, ctx: &Ctx, forward: &Forward) 
             }
             Err(cause) => {
                 let code = cause.code().as_str();
-                info!(request.id = %ctx.request_id, code, "an answer is cut off with its credential");
+                info!(request.id = %ctx.request_id, code, "an answer ends with its credential");
                 metrics::counter!("gateway_streams_revoked_total").increment(1);
                 return;
             }

@@ -352,3 +352,23 @@ async fn metrics_say_how_full_it_is_how_old_the_oldest_and_what_was_shipped() {
     eventually("nothing is old", SOON, young).await;
     assert_eq!(figure(&app, "shipped_total").await, 5);
 }
+
+#[tokio::test]
+async fn what_is_shipped_counts_once_though_it_cannot_be_noted() {
+    let app = app::start(&[]).await;
+    let checkpoint = spools(&app).pop().unwrap().join("checkpoint");
+    fs::remove_file(&checkpoint).unwrap();
+    fs::create_dir(&checkpoint).unwrap();
+    // So long that whoever ships something again has done so in between.
+    for round in 1..=10 {
+        for _ in 0..5 {
+            assert_eq!(app.get("/v1/jobs").await.status(), StatusCode::OK);
+        }
+        let counted = async || {
+            let shipped = figure(&app, "shipped_total").await;
+            let waiting = figure(&app, "waiting_bytes").await;
+            ((shipped, waiting) == (5 * round, 0)).then_some(())
+        };
+        eventually("each counts once", Duration::from_secs(10), counted).await;
+    }
+}

@@ -9,7 +9,7 @@ use contracts::{
     id::RequestId,
     problem::{Code, Problem},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, response};
 use ipnet::IpNet;
 use memchr::memchr;
 use pingora::{
@@ -204,9 +204,18 @@ pub fn from_upstream(answer: &ResponseHeader) -> ResponseHeader {
     parts.status = answer.status;
     parts.headers = HeaderMap::with_capacity(ANSWER_HEADERS);
     for (name, value) in &answer.headers {
-        if !NOT_TO_CLIENT.contains(name) && !is_ours(name.as_str()) {
-            parts.headers.append(name.clone(), value.clone());
+        if NOT_TO_CLIENT.contains(name) || is_ours(name.as_str()) {
+            continue;
         }
+        // The length is said once, as a number, and only of a body that there can be.
+        if name == header::CONTENT_LENGTH
+            && (answer.status == StatusCode::NO_CONTENT
+                || !value.as_bytes().iter().all(u8::is_ascii_digit)
+                || parts.headers.contains_key(name))
+        {
+            continue;
+        }
+        parts.headers.append(name.clone(), value.clone());
     }
     parts.into()
 }

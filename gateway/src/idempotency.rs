@@ -291,8 +291,8 @@ impl Idempotency {
         // A claim that cannot be ended ends by itself; the service's record replays its answer.
         let ended = self
             .redis
-            .run::<i64>(&self.end, claim.places.to_vec(), arguments);
-        ended.await.ok();
+            .conclude(&self.end, claim.places.to_vec(), arguments);
+        ended.await;
     }
 
     /// The keys of a claim: its own, the month's quota's, the content's.

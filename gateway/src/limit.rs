@@ -155,7 +155,7 @@ impl Limiter {
             .await;
         let outcome = local.with(|tokens| match &taken {
             Ok(taken) => tokens.granted(taken, asked_ms),
-            Err(Unavailable) => tokens.without_redis(self.now_ms()),
+            Err(_) => tokens.without_redis(self.now_ms()),
         });
         drop(asking);
         outcome
@@ -181,10 +181,16 @@ impl Limiter {
             arguments.push(Value::from(policy.capacity.to_string()));
             arguments.push(Value::from(policy.per_ms.to_string()));
         }
-        let key = redis.key("rate", tenant, "");
-        let answer: Vec<i64> = redis.run(&self.script, key, arguments).await?;
-        let [granted, retry, violated, first, second, now] = answer[..] else {
-            return Err(Unavailable);
+        let keys = vec![
+            redis.key("rate", tenant, ""),
+            redis.shared_key(generation::KEY),
+        ];
+        let answer: Result<Vec<i64>, _> = redis.run(&self.script, keys, arguments).await;
+        if answer == Err(Unavailable::Unasked) {
+            local.with(|tokens| tokens.owe(past.owed));
+        }
+        let [granted, retry, violated, first, second, now] = answer?[..] else {
+            return Err(Unavailable::Unanswered);
         };
         let count = |number: i64| u32::try_from(number.max(0)).unwrap_or(u32::MAX);
         Ok(Taken {

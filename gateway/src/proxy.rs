@@ -16,7 +16,6 @@ use contracts::{
     problem::{Code, Problem},
 };
 use ipnet::IpNet;
-use jiff::Timestamp;
 use ops::{clock::Clock, telemetry::Spans};
 use pingora::{Error, proxy::Session};
 use tracing::error;
@@ -230,14 +229,16 @@ impl Gateway {
         Ok(())
     }
 
-    /// Whether whoever sent this request would still be admitted; a refusal is not charged.
+    /// Whether whoever sent this request would still be admitted, as who they are now; a refusal is
+    /// not charged.
     pub(crate) fn renew_here(&self, ctx: &mut Ctx, scopes: &[Scope]) -> Result<(), Problem> {
         let principal = ctx.principal.as_ref();
         let principal = principal.expect("only admitted requests go on");
         let signed = ctx.signed.is_some();
         let renewed = self.renew(principal, scopes, ctx.address, signed);
-        let renewed = renewed.and_then(|_| self.require_room(ctx.route));
-        renewed.inspect_err(|_| ctx.usage = Usage::None)
+        let renewed = renewed.and_then(|now| self.require_room(ctx.route).map(|()| now));
+        ctx.principal = Some(renewed.inspect_err(|_| ctx.usage = Usage::None)?);
+        Ok(())
     }
 
     /// What cannot be recorded must not be asked of anybody, if it is billed.
@@ -250,14 +251,14 @@ impl Gateway {
         Err(unavailable("Usage cannot be recorded at the moment."))
     }
 
-    /// Whether whoever was admitted a while ago still would be, and until when.
+    /// Whoever was admitted a while ago, if they still would be, as who they are now.
     pub(crate) fn renew(
         &self,
         principal: &Principal,
         scopes: &[Scope],
         address: IpAddr,
         signed: bool,
-    ) -> Result<Timestamp, Problem> {
+    ) -> Result<Principal, Problem> {
         self.require_fresh(Instant::now())?;
         let snapshot = self.snapshots.load();
         let now = self.clock.now();
@@ -269,7 +270,7 @@ impl Gateway {
             let detail = "This tenant's requests must be signed.";
             return Err(Problem::new(Code::InvalidToken, detail));
         }
-        Ok(principal.expires_at())
+        Ok(principal)
     }
 
     fn require_fresh(&self, now: Instant) -> Result<(), Problem> {

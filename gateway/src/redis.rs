@@ -61,8 +61,22 @@ pub struct Script {
 
 /// Redis is not to be had now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Redis is not available")]
-pub struct Unavailable;
+pub enum Unavailable {
+    /// It was not asked, so nothing happened.
+    #[error("Redis is not available, and was not asked")]
+    Unasked,
+    /// It was asked, and may have done what it was told, or do it yet.
+    #[error("Redis is not available, and did not answer")]
+    Unanswered,
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+struct Fault {
+    /// Whether Redis may have heard of it.
+    asked: bool,
+    text: String,
+}
 
 /// Lets calls through while they succeed; after failures only one at a time, and not soon.
 #[derive(Debug)]
@@ -187,16 +201,33 @@ impl Redis {
             .await
     }
 
+    /// Runs `script` after everything that was asked before, however that went: what may have been
+    /// begun without an answer must be ended all the same. While nobody is let through, its answer
+    /// is not waited for.
+    pub async fn conclude(
+        &self,
+        script: &Script,
+        keys: impl Into<MultipleKeys>,
+        arguments: Vec<Value>,
+    ) {
+        let keys = keys.into();
+        if self.breaker.is_shut() {
+            let call = self.call::<Value>(script, keys, arguments);
+            self.guarded(call).await.ok();
+        } else {
+            self.line.tell(&script.command(keys, arguments));
+        }
+    }
+
     /// Within the deadline, and only while the breaker lets calls through.
-    async fn guarded<R, E: std::fmt::Display>(
+    async fn guarded<R, E: Into<Fault>>(
         &self,
         call: impl Future<Output = Result<R, E>>,
     ) -> Result<R, Unavailable> {
         self.breaker.admit()?;
         let outcome = match tokio::time::timeout(self.deadline, call).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer in {:?}", self.deadline)),
+            Ok(outcome) => outcome.map_err(Into::into),
+            Err(_) => Err(format!("no answer in {:?}", self.deadline).into()),
         };
         self.breaker.report(outcome)
     }
@@ -233,25 +264,19 @@ impl Redis {
         script: &Script,
         keys: MultipleKeys,
         arguments: Vec<Value>,
-    ) -> Result<R, String>
+    ) -> Result<R, Fault>
     where
         R: FromValue + Send,
     {
-        let keys = keys.inner();
-        let mut command = Vec::with_capacity(3 + keys.len() + arguments.len());
-        let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
-        let by_hash = [Value::from_static_str("EVALSHA"), script.sha1.clone()];
-        command.extend(by_hash.into_iter().chain([Value::from(count)]));
-        command.extend(keys.into_iter().map(Value::from));
-        command.extend(arguments);
+        let mut command = script.command(keys, arguments);
         let mut answer = self.line.ask(&command).await;
         // A restarted Redis does not know the script; running it by text teaches it.
-        if matches!(&answer, Err(error) if error.starts_with("NOSCRIPT")) {
+        if matches!(&answer, Err(fault) if fault.text.starts_with("NOSCRIPT")) {
             command[0] = Value::from_static_str("EVAL");
             command[1] = Value::from_static_str(script.text);
             answer = self.line.ask(&command).await;
         }
-        R::from_value(answer?).map_err(|error| error.to_string())
+        Ok(R::from_value(answer?)?)
     }
 }
 
@@ -260,6 +285,18 @@ impl std::fmt::Debug for Redis {
         f.debug_struct("Redis")
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
+    }
+}
+
+impl From<String> for Fault {
+    fn from(text: String) -> Self {
+        Self { asked: true, text }
+    }
+}
+
+impl From<fred::error::Error> for Fault {
+    fn from(error: fred::error::Error) -> Self {
+        error.to_string().into()
     }
 }
 
@@ -272,6 +309,18 @@ impl Script {
         let sha1 = Value::from(const_hex::encode(hash));
         Self { text, sha1 }
     }
+
+    /// What runs it.
+    fn command(&self, keys: MultipleKeys, arguments: Vec<Value>) -> Vec<Value> {
+        let keys = keys.inner();
+        let mut command = Vec::with_capacity(3 + keys.len() + arguments.len());
+        let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+        let by_hash = [Value::from_static_str("EVALSHA"), self.sha1.clone()];
+        command.extend(by_hash.into_iter().chain([Value::from(count)]));
+        command.extend(keys.into_iter().map(Value::from));
+        command.extend(arguments);
+        command
+    }
 }
 
 impl Breaker {
@@ -283,6 +332,11 @@ impl Breaker {
         }
     }
 
+    /// Whether everybody is let through.
+    fn is_shut(&self) -> bool {
+        self.open_until.load(Ordering::Acquire) == 0
+    }
+
     fn admit(&self) -> Result<(), Unavailable> {
         let until = self.open_until.load(Ordering::Acquire);
         if until == 0 {
@@ -290,17 +344,17 @@ impl Breaker {
         }
         let now = self.now();
         if now < until {
-            return Err(Unavailable);
+            return Err(Unavailable::Unasked);
         }
         // Whoever moves the time tries; the others see it moved.
         let next = now + millis(BREAKER_OPEN);
         self.open_until
             .compare_exchange(until, next, Ordering::AcqRel, Ordering::Relaxed)
             .map(|_| ())
-            .map_err(|_| Unavailable)
+            .map_err(|_| Unavailable::Unasked)
     }
 
-    fn report<R>(&self, outcome: Result<R, String>) -> Result<R, Unavailable> {
+    fn report<R>(&self, outcome: Result<R, Fault>) -> Result<R, Unavailable> {
         match outcome {
             Ok(answer) => {
                 if self.failures.load(Ordering::Relaxed) != 0 {
@@ -309,7 +363,7 @@ impl Breaker {
                 }
                 Ok(answer)
             }
-            Err(error) => {
+            Err(Fault { asked, text: error }) => {
                 metrics::counter!("gateway_redis_failures_total").increment(1);
                 let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
                 let outage = failures >= BREAKER_FAILURES;
@@ -319,7 +373,11 @@ impl Breaker {
                 if failures == BREAKER_FAILURES {
                     warn!(error, "Redis failed: going on without");
                 }
-                Err(Unavailable)
+                Err(if asked {
+                    Unavailable::Unanswered
+                } else {
+                    Unavailable::Unasked
+                })
             }
         }
     }
@@ -370,18 +428,20 @@ mod tests {
         let breaker = Breaker::new(started);
         for _ in 0..BREAKER_FAILURES {
             assert_eq!(breaker.admit(), Ok(()));
-            assert_eq!(breaker.report::<()>(Err("lost".into())), Err(Unavailable));
+            let lost = Fault::from("lost".to_owned());
+            let reported = breaker.report::<()>(Err(lost));
+            assert_eq!(reported, Err(Unavailable::Unanswered));
             // Whoever waited for that goes on without, at once.
-            assert_eq!(breaker.admit(), Err(Unavailable));
+            assert_eq!(breaker.admit(), Err(Unavailable::Unasked));
             let until = breaker.open_until.swap(breaker.now(), Ordering::AcqRel);
             assert!(until > breaker.now());
         }
         let until = breaker.now() + millis(BREAKER_OPEN);
         breaker.open_until.store(until, Ordering::Release);
-        assert_eq!(breaker.admit(), Err(Unavailable));
+        assert_eq!(breaker.admit(), Err(Unavailable::Unasked));
         breaker.open_until.store(breaker.now(), Ordering::Release);
         assert_eq!(breaker.admit(), Ok(()));
-        assert_eq!(breaker.admit(), Err(Unavailable));
+        assert_eq!(breaker.admit(), Err(Unavailable::Unasked));
         assert_eq!(breaker.report(Ok(())), Ok(()));
         assert_eq!(breaker.admit(), Ok(()));
     }

@@ -271,8 +271,8 @@ pub(crate) async fn until_lost(gateway: &Gateway, ctx: &Ctx, forward: &Forward) 
     let mut news = gateway.snapshots.news().subscribe();
     loop {
         match gateway.renew(principal, forward.scopes, ctx.address, ctx.signed.is_some()) {
-            Ok(until) => {
-                let rest = until.duration_since(gateway.clock.now());
+            Ok(principal) => {
+                let rest = principal.expires_at().duration_since(gateway.clock.now());
                 let rest = Duration::try_from(rest).unwrap_or_default();
                 let changed = news.changed();
                 tokio::time::timeout(rest.min(LOOK_EVERY), changed)

@@ -10,7 +10,10 @@ else
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
 end
 if ARGV[6] ~= '0' and redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('HINCRBY', KEYS[2], 'used', -tonumber(ARGV[6]))
+  -- After a flush it may hold less than is given back.
+  if redis.call('HINCRBY', KEYS[2], 'used', -tonumber(ARGV[6])) < 0 then
+    redis.call('HSET', KEYS[2], 'used', 0)
+  end
 end
 if redis.call('GET', KEYS[3]) == ARGV[1] then
   if ARGV[7] == '' then

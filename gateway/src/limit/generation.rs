@@ -22,6 +22,8 @@ use tracing::info;
 
 use crate::redis::{Redis, Script};
 
+/// Where Redis keeps when its generation began, and of which run of the server it is.
+pub(crate) const KEY: &str = "generation_of_run";
 /// How often it is looked. Buckets that a gateway used a moment ago it misses by itself, at once.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -54,7 +56,7 @@ impl Generation {
     /// # Errors
     /// When Redis or, where it holds no generation, Postgres does not answer.
     pub async fn look(&self, redis: &Redis, pool: &Pool) -> anyhow::Result<()> {
-        let (key, script) = (redis.shared_key("generation_of_run"), Script::new(LOOK));
+        let (key, script) = (redis.shared_key(KEY), Script::new(LOOK));
         let look = async |of: &'static str| {
             let arguments = vec![Value::from_static_str(of)];
             redis.run::<i64>(&script, key.clone(), arguments).await

@@ -124,16 +124,22 @@ impl Tokens {
         &self.policies
     }
 
-    /// What the shared buckets need to know of us.
+    /// What the shared buckets are told of us now. What is owed is told once, since nobody knows
+    /// whether a trip without an answer was in vain; [`Tokens::owe`] takes it back.
     #[must_use]
-    pub fn past(&self, now_ms: u64) -> Past {
+    pub fn past(&mut self, now_ms: u64) -> Past {
         // What they have forgotten because they were full, we forget too.
         let remembered = now_ms < self.kept_until_ms;
         Past {
             seen_ms: if remembered { self.seen_ms } else { 0 },
             seen: self.seen,
-            owed: self.owed,
+            owed: std::mem::take(&mut self.owed),
         }
+    }
+
+    /// The shared buckets were certainly not told of these requests.
+    pub fn owe(&mut self, requests: u32) {
+        self.owed = self.owed.saturating_add(requests);
     }
 
     /// Decides on a request, without a trip if possible.
@@ -162,7 +168,6 @@ impl Tokens {
     /// the first to spend it.
     pub fn granted(&mut self, taken: &Taken, asked_ms: u64) -> Outcome {
         self.own = None;
-        self.owed = 0;
         (self.seen, self.seen_ms) = (taken.remaining, taken.at_ms);
         let kept = self.policies.iter().map(Policy::ms_to_fill).max();
         self.kept_until_ms = asked_ms + kept.unwrap_or(0);
@@ -179,7 +184,7 @@ impl Tokens {
         let shares = self.policies.map(|policy| policy.share(self.gateways));
         let own = self.own.get_or_insert([Bucket::empty(now_ms); POLICIES]);
         let taken = take(own, &shares, now_ms, 1);
-        self.owed = self.owed.saturating_add(taken.granted);
+        self.owe(taken.granted);
         self.receive(&taken, now_ms)
     }
 

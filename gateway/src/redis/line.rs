@@ -27,13 +27,17 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::resp::{self, Reply};
+use super::{
+    Fault,
+    resp::{self, Reply},
+};
 
 /// Pause between attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// How long one may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
-/// A connection that owes answers and says nothing for so long is lost.
+/// A connection that owes an answer and says nothing for so long is lost, at the latest after twice
+/// that.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Commands that may wait for their answers.
 const WAITING_MAX: usize = 10_000;
@@ -102,16 +106,25 @@ impl Line {
     ///
     /// # Errors
     /// At once when there is no connection; when it is lost meanwhile; what Redis says.
-    pub(super) async fn ask(&self, command: &[Value]) -> Result<Value, String> {
+    pub(super) async fn ask(&self, command: &[Value]) -> Result<Value, Fault> {
         let mut answer = self.shared.send(command);
         if answer.is_none() {
             self.up().await;
             answer = self.shared.send(command);
         }
-        let answer = answer.ok_or_else(|| "there is no connection".to_owned())?;
-        answer
+        let answer = answer.ok_or_else(|| Fault {
+            asked: false,
+            text: "there is no connection".to_owned(),
+        })?;
+        let reply = answer
             .await
-            .map_err(|_| "the connection is lost".to_owned())?
+            .map_err(|_| "the connection is lost".to_owned())?;
+        Ok(reply?)
+    }
+
+    /// Sends a command whose answer nobody waits for, if there is a connection.
+    pub(super) fn tell(&self, command: &[Value]) {
+        self.shared.send(command);
     }
 
     /// Waits until the first attempt to connect has ended.
@@ -151,10 +164,9 @@ impl Shared {
         while !told.is_closed() {
             if let Ok(Ok(stream)) = timeout(CONNECT_DEADLINE, connect(target)).await {
                 self.queue().up = true;
+                let _up = Up(self);
                 told.send_replace(Link::Up);
                 self.carry(stream).await.ok();
-                // Whoever waits learns it from the loss of its place.
-                *self.queue() = Queue::default();
             }
             told.send_replace(Link::Down);
             sleep(RECONNECT_PAUSE).await;
@@ -187,13 +199,19 @@ impl Shared {
     async fn hear(&self, mut from: ReadHalf<'_>) -> io::Result<()> {
         let mut bytes = BytesMut::new();
         let mut replies = Vec::new();
+        // Whether an answer was owed already when this silence was looked at before.
+        let mut owed = false;
         loop {
             match timeout(SILENCE_MAX, from.read_buf(&mut bytes)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(heard) => heard?,
-                Err(_) if self.queue().waiting.is_empty() => continue,
-                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(_) if owed => return Err(io::ErrorKind::TimedOut.into()),
+                Err(_) => {
+                    owed = !self.queue().waiting.is_empty();
+                    continue;
+                }
             };
+            owed = false;
             while let Some(reply) = resp::take(&mut bytes)? {
                 replies.push(reply);
             }
@@ -210,6 +228,16 @@ impl Shared {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// That there is a connection, for as long as this lives.
+struct Up<'a>(&'a Shared);
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        // Whoever waits learns it from the loss of its place.
+        *self.0.queue() = Queue::default();
     }
 }
 

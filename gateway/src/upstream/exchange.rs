@@ -266,6 +266,9 @@ async fn begin(
             let header = headers::from_upstream(header);
             return Ok((header, session));
         }
+        if header.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, "another protocol, unasked");
+        }
     }
 }
 

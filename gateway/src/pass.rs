@@ -1,6 +1,8 @@
 //! Requests without a body: sent upstream, and the answer passed on, a short one whole in one go, a
 //! long one, or one of unknown length, as it comes.
 
+use std::{mem, sync::Arc};
+
 use bytes::Bytes;
 use contracts::assertion::SHA256_OF_NOTHING;
 use http::{HeaderValue, Version, header};
@@ -8,6 +10,7 @@ use pingora::{Error, ErrorType, http::ResponseHeader, prelude::timeout, proxy::S
 
 use crate::{
     answer::unavailable,
+    budget::READ_BYTES,
     ctx::{Ctx, Stop},
     headers,
     proxy::Gateway,
@@ -18,6 +21,9 @@ use crate::{
 
 /// Answers up to this length are read whole before they are passed on.
 const WHOLE_MAX_BYTES: usize = 64 * 1_024;
+/// What is held of a longer one: what was read, a piece on its way, and one that a client of HTTP/2
+/// has not taken yet.
+const RELAYED_BYTES: usize = 3 * READ_BYTES;
 static NO_BODY: Bytes = Bytes::new();
 
 /// Serves an admitted request of a route without a body.
@@ -74,10 +80,13 @@ pub(crate) async fn answer(
     if length.is_some_and(|length| length <= WHOLE_MAX_BYTES) {
         let deadline = ctx.deadline(gateway.upstream_deadline);
         let rest = deadline.saturating_sub(ctx.started.elapsed());
-        let answer = begun.finish(rest).await.map_err(reject::failure)?;
+        let answer = begun.finish(rest, &mut gateway.account(ctx)).await;
+        let answer = answer.map_err(|failure| ctx.failed(failure))?;
         let sent = gateway.answer(session, ctx, answer.header, answer.body);
         return Ok(sent.await?);
     }
+    let room = gateway.account(ctx).add(RELAYED_BYTES);
+    room.map_err(|lack| ctx.lacking(lack))?;
     ctx.response_bytes = length.unwrap_or(0) as u64;
     let header = begin(gateway, session, ctx, begun.header.clone())?;
     session.write_response_header(header, false).await?;
@@ -108,9 +117,11 @@ pub(crate) fn begin(
 async fn relay(
     gateway: &Gateway,
     session: &mut Session,
-    ctx: &Ctx,
+    ctx: &mut Ctx,
     mut begun: Begun,
 ) -> Result<(), Stop> {
+    let hold = Arc::new(mem::take(&mut ctx.hold));
+    let outlasts = session.req_header().version == Version::HTTP_2;
     let silence = ctx.deadline(gateway.upstream_deadline);
     loop {
         let downstream = &mut session.downstream_session;
@@ -124,7 +135,14 @@ async fn relay(
             }
         };
         match read {
-            Ok(Ok(Some(chunk))) => session.write_response_body(Some(chunk), false).await?,
+            Ok(Ok(Some(chunk))) => {
+                let chunk = if outlasts {
+                    hold.around_some(chunk)
+                } else {
+                    chunk
+                };
+                session.write_response_body(Some(chunk), false).await?;
+            }
             Ok(Ok(None)) => break,
             // Without its end the client sees that the answer is not complete.
             _ => return Err(Error::new_up(ErrorType::ConnectionClosed).into()),

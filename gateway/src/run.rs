@@ -32,6 +32,7 @@ use tracing::{info, warn};
 use crate::{
     abuse::Abuse,
     auth::{Authenticator, jwt::Tokens},
+    budget::Budget,
     config::RunOptions,
     door::{Door, Hall, open::Open, tls::Tls},
     drain::Drain,
@@ -240,6 +241,7 @@ async fn build(
         pages: Pages::new(contracts::OPENAPI_JSON),
         sight: Arc::new(Sight::new(&access)),
         abuse: Arc::new(abuse),
+        budget: Arc::new(Budget::new(options.edge.held_max_bytes)),
         spans,
         drain,
     };

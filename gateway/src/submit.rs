@@ -1,7 +1,9 @@
 //! Requests with a body are transactions: read whole, decided, sent upstream, the answer captured,
 //! kept under the idempotency key, returned.
 
-use bytes::{Bytes, BytesMut};
+use std::mem;
+
+use bytes::Bytes;
 use contracts::{
     assertion::{Scope, sha256_hex},
     id::JobId,
@@ -12,13 +14,13 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pingora::{http::ResponseHeader, proxy::Session};
 
 use crate::{
+    budget::{Account, Gathered},
     config::BODY_MAX_BYTES,
     ctx::{Ctx, Stop, Usage},
     headers::{self, target},
     idempotency::{self, Asked, Claim, Ending, Fingerprint, Kept, Key, Standing},
     keys::{self, serve::Call},
     proxy::Gateway,
-    reject,
     route::{Body, Forward, KEYS, Transaction},
     signature::require_digest,
     upstream::{Answer, Failure, Order},
@@ -59,7 +61,7 @@ pub(crate) async fn serve(
         let detail = "Send an Idempotency-Key: a retry with the same one cannot act twice.";
         return Err(Problem::new(Code::IdempotencyKeyRequired, detail).into());
     }
-    let body = read(gateway, session).await?;
+    let body = read(gateway, session, ctx).await?;
     ctx.request_bytes = body.len() as u64;
     // That took as long as the client liked: who was let in may have been shut out meanwhile.
     gateway.renew_here(ctx, to.scopes())?;
@@ -85,11 +87,15 @@ pub(crate) async fn serve(
     };
     ctx.quota = claim.as_ref().and_then(|claim| claim.used);
     let key = key.as_ref();
+    let mut unknown = false;
     let outcome = match to {
         To::Upstream(forward) => {
             let body = (&body, digest.as_str());
             let sent = exchange(gateway, session, ctx, forward, transaction, key, body);
-            sent.await.map_err(reject::failure)
+            sent.await.map_err(|failure| {
+                unknown = failure.is_unknown();
+                ctx.failed(failure)
+            })
         }
         To::Keys(call) => {
             let request = session.req_header();
@@ -97,7 +103,7 @@ pub(crate) async fn serve(
         }
     };
     if let Some(claim) = claim {
-        settle(gateway, claim, transaction, &outcome).await;
+        settle(gateway, claim, transaction, &outcome, unknown).await;
     }
     let Answer { mut header, body } = outcome?;
     ctx.replayed = header.remove_header(idempotency::REPLAYED).is_some();
@@ -105,7 +111,7 @@ pub(crate) async fn serve(
 }
 
 /// Reads the body whole, within its size and time.
-async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
+async fn read(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> Result<Bytes, Stop> {
     let headers = &session.req_header().headers;
     let length = headers
         .get(header::CONTENT_LENGTH)
@@ -123,13 +129,19 @@ async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
     if expects {
         session.write_continue_response().await?;
     }
+    let most = length
+        .filter(|length| *length > 0)
+        .unwrap_or(BODY_MAX_BYTES);
     let whole = async {
-        let mut body = BytesMut::with_capacity(length.unwrap_or(0));
+        let mut body = Gathered::new(most);
         while let Some(chunk) = read_chunk(session).await? {
             if body.len() + chunk.len() > BODY_MAX_BYTES {
                 return Err(too_large());
             }
-            body.extend_from_slice(&chunk);
+            if let Err(lack) = body.push(&chunk, &mut gateway.account(ctx)) {
+                session.set_keepalive(None);
+                return Err(ctx.lacking(lack).into());
+            }
         }
         Ok(body.freeze())
     };
@@ -195,13 +207,19 @@ async fn claim(
 async fn exchange(
     gateway: &Gateway,
     session: &Session,
-    ctx: &Ctx,
+    ctx: &mut Ctx,
     forward: &Forward,
     transaction: Transaction,
     key: Option<&Key>,
     (body, digest): (&Bytes, &str),
 ) -> Result<Answer, Failure> {
     let assertion = gateway.assertion(session, ctx, forward, digest);
+    let mut hold = mem::take(&mut ctx.hold);
+    let mut account = Account {
+        budget: &gateway.budget,
+        tenant: ctx.tenant(),
+        hold: &mut hold,
+    };
     let order = Order {
         audience: forward.upstream,
         tenant: ctx.tenant(),
@@ -218,24 +236,27 @@ async fn exchange(
         may_repeat: key.is_some() && transaction.recorded,
         deadline: ctx.deadline(gateway.upstream_deadline),
     };
-    let answer = gateway.upstreams.exchange(&order).await?;
+    let answer = gateway.upstreams.exchange(&order, &mut account).await;
+    ctx.hold = hold;
+    let answer = answer?;
     Gateway::check_belief(&answer.header, ctx).map_err(|_| Failure::Broken)?;
     Ok(answer)
 }
 
-/// Ends the claim: only success is kept, and never a secret. After anything else the key is free,
+/// Ends the claim, `unknown` being whether nobody knows if the upstream acted: only success is kept, and never a secret. After anything else the key is free,
 /// and the upstream's record arbitrates on what a retry does.
 async fn settle(
     gateway: &Gateway,
     claim: Claim,
     transaction: Transaction,
     outcome: &Result<Answer, Problem>,
+    unknown: bool,
 ) {
     let idempotency = &gateway.idempotency;
     let answer = match outcome {
         Ok(answer) if answer.header.status.is_success() => answer,
         // Sent again, it could act twice, since no record tells a repetition.
-        Err(problem) if !transaction.recorded && is_unknown(problem.code()) => {
+        Err(_) if !transaction.recorded && unknown => {
             return idempotency.end(claim, Ending::Unknown, false).await;
         }
         _ => return idempotency.end(claim, Ending::Freed, false).await,
@@ -258,11 +279,6 @@ async fn settle(
     };
     let ending = Ending::Kept(&kept, created(headers));
     idempotency.end(claim, ending, acted).await;
-}
-
-/// Whether nobody knows if the upstream acted.
-fn is_unknown(code: Code) -> bool {
-    matches!(code, Code::GatewayTimeout | Code::BadGateway)
 }
 
 /// The job that an answer's `Location` names.

@@ -40,6 +40,10 @@ pub enum Fault {
     Late,
     /// There are as many connections as may be.
     Crowded,
+    /// There are as many connections of its address as may be.
+    Share,
+    /// There is no room for it among what is held.
+    Full,
 }
 
 /// What has been seen of the fields that say where a request ends and whom it is for.

@@ -127,8 +127,11 @@ pub(super) fn readiness(
             holds(spool.has_room(), "the usage spool is full")
         })
         .with("jwks", move || {
-            let known = jwks.as_ref().is_none_or(|jwks| jwks.version() > 0);
-            holds(known, "the issuer's keys were never read")
+            let known = jwks.as_ref().is_none_or(|jwks| jwks.is_known());
+            holds(
+                known,
+                "the issuer's keys were never read, or not for too long",
+            )
         })
 }
 
@@ -158,7 +161,8 @@ pub(super) fn jwks(
         (None, None) => Source::Issuer(options.jwt_issuer.clone()),
     };
     let ttl = Duration::from_secs(options.jwks_ttl_seconds);
-    Ok(Some(Arc::new(Jwks::new(source, ttl, news)?)))
+    let stale_max = Duration::from_secs(options.jwks_stale_max_seconds);
+    Ok(Some(Arc::new(Jwks::new(source, ttl, stale_max, news)?)))
 }
 
 pub(super) fn rules(options: &TokenOptions) -> Rules {

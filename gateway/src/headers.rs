@@ -132,7 +132,8 @@ fn check_http2(request: &RequestHeader) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What a request of HTTP/2 is counted for: its fields, as they came and as a map, and its answer's.
+/// What a request of HTTP/2 is counted for: its fields, as they came and as a map, and its
+/// answer's.
 #[must_use]
 pub fn held_bytes(request: &RequestHeader) -> usize {
     let fields = request.headers.iter();

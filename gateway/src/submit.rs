@@ -243,8 +243,9 @@ async fn exchange(
     Ok(answer)
 }
 
-/// Ends the claim, `unknown` being whether nobody knows if the upstream acted: only success is kept, and never a secret. After anything else the key is free,
-/// and the upstream's record arbitrates on what a retry does.
+/// Ends the claim, `unknown` being whether nobody knows if the upstream acted: only success is
+/// kept, and never a secret. After anything else the key is free, and the upstream's record
+/// arbitrates on what a retry does.
 async fn settle(
     gateway: &Gateway,
     claim: Claim,

@@ -55,6 +55,11 @@ async fn slow_bodies_slow_readers_and_long_heads_leave_memory_small_and_others_s
         assert!(small(&app, &key, number).await, "another tenant is refused");
         most = most.max(rss_mib(app.gateway.id()));
     }
+    println!("{most:.1} MiB at most, {number} rounds of others");
+    assert!(
+        number > 20 && most <= RESIDENT_MIB,
+        "{most:.1} MiB, {number} rounds"
+    );
     let metrics = app.metrics().await;
     for limit in ["share", "wire"] {
         let refused = sample(
@@ -63,11 +68,6 @@ async fn slow_bodies_slow_readers_and_long_heads_leave_memory_small_and_others_s
         );
         assert!(refused > 0.0, "{limit}: {metrics}");
     }
-    println!("{most:.1} MiB at most, {number} rounds of others");
-    assert!(
-        number > 20 && most <= RESIDENT_MIB,
-        "{most:.1} MiB, {number} rounds"
-    );
     drop(held);
     let given_back = async || {
         let metrics = app.metrics().await;

@@ -172,7 +172,7 @@ async fn what_is_malformed_over_http2_is_held_against_the_address() {
     for (last, times, authority, path, name) in [
         (7, 1, "u@a", "/v1/jobs", "a"),
         (8, 1, "a", "/v1/jobs a", "a"),
-        (10, 20, "a", "/v1/jobs", "UPPER"),
+        (10, 30, "a", "/v1/jobs", "UPPER"),
     ] {
         for _ in 0..times {
             let mut stream = connect(&app, last).await;

@@ -2,8 +2,8 @@
 //! passed on, long heads, and what HTTP/2 keeps for its connections.
 //!
 //! Half of the sum is for the wire, which is whatever is held before anybody is known; half is for
-//! tenants, of which one may hold half. So neither strangers nor one tenant can take the room of
-//! the others. What every request holds is not counted: the number of connections bounds it.
+//! tenants. Of each half one address, or one tenant, may hold half, so that it cannot take the room
+//! of others; trusted proxies are no address of anybody's. What every request holds is not counted: the number of connections bounds it.
 
 use std::{
     collections::HashMap,
@@ -26,33 +26,39 @@ pub const READ_BYTES: usize = 64 * 1_024;
 /// Seconds after which there may be room.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
-/// How much may be held. Gauges are of what is.
+/// How much may be held, by half.
 #[derive(Debug)]
 pub struct Budget {
-    wire_max: usize,
-    tenants_max: usize,
-    tenant_max: usize,
-    held: Mutex<Held>,
+    half_max: usize,
+    one_max: usize,
+    /// Of the wire, and of tenants.
+    halves: Mutex<[Half; 2]>,
     gauges: [Gauge; 2],
-    refused: [Counter; 3],
+    refused: [Counter; 4],
 }
 
+/// What is held of one half.
 #[derive(Debug, Default)]
-struct Held {
-    wire: usize,
-    tenants: usize,
-    by_tenant: HashMap<TenantId, usize>,
+struct Half {
+    sum: usize,
+    /// By who holds it, where that is anyone.
+    by: HashMap<u128, usize>,
 }
 
 /// What one request, or a connection, holds, until this is dropped.
 #[derive(Debug, Default)]
 pub struct Hold {
     budget: Option<Arc<Budget>>,
-    wire: usize,
-    tenant: Option<TenantId>,
-    /// What was asked for, of which all but [`FREE_BYTES`] is counted.
+    /// Of each half.
+    parts: [Part; 2],
+    /// What was asked for of the tenants' half, of which all but [`FREE_BYTES`] is counted.
     asked: usize,
-    counted: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    whose: Option<u128>,
+    bytes: usize,
 }
 
 /// Where a request's bytes are counted.
@@ -72,13 +78,20 @@ pub enum Lack {
     /// Not before anybody is known.
     #[error("no room on the wire")]
     Wire,
+    /// Not for this address, which holds its share.
+    #[error("no room in the address's share")]
+    Address,
     /// Not for any tenant.
     #[error("no room for tenants")]
     Tenants,
     /// Not for this tenant, who holds its share.
     #[error("no room in the tenant's share")]
-    Share,
+    Tenant,
 }
+
+/// The halves.
+const WIRE: usize = 0;
+const TENANTS: usize = 1;
 
 /// Bytes that come bit by bit, whose memory is counted before it is taken.
 #[derive(Debug)]
@@ -102,75 +115,83 @@ impl Budget {
         let refused =
             |limit: &'static str| counter!("gateway_held_refused_total", "limit" => limit);
         Self {
-            wire_max: max / 2,
-            tenants_max: max / 2,
-            tenant_max: max / 4,
-            held: Mutex::default(),
+            half_max: max / 2,
+            one_max: max / 4,
+            halves: Mutex::default(),
             gauges: ["wire", "tenants"].map(|of| gauge!("gateway_held_bytes", "of" => of)),
-            refused: ["wire", "tenants", "share"].map(refused),
+            refused: ["wire", "address", "tenants", "tenant"].map(refused),
         }
     }
 
-    /// Has `hold` hold so many bytes more, of nobody who is known.
+    /// Has `hold` hold so many bytes more of the wire's half, for the address that `source` is;
+    /// `None` is a trusted proxy.
     ///
     /// # Errors
     /// When there is no room.
-    pub fn add_wire(self: &Arc<Self>, hold: &mut Hold, bytes: usize) -> Result<(), Lack> {
-        let mut sums = self.lock();
-        if sums.wire + bytes > self.wire_max {
-            return Err(self.refuse(Lack::Wire));
+    pub fn add_wire(
+        self: &Arc<Self>,
+        hold: &mut Hold,
+        source: Option<u64>,
+        bytes: usize,
+    ) -> Result<(), Lack> {
+        self.add(hold, WIRE, source.map(u128::from), bytes)
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        hold: &mut Hold,
+        half: usize,
+        whose: Option<u128>,
+        more: usize,
+    ) -> Result<(), Lack> {
+        let mut halves = self.lock();
+        let Half { sum, by } = &mut halves[half];
+        let lacks = |lack: Lack| {
+            self.refused[lack as usize].increment(1);
+            Err(lack)
+        };
+        if *sum + more > self.half_max {
+            return lacks([Lack::Wire, Lack::Tenants][half]);
         }
-        sums.wire += bytes;
-        drop(sums);
-        self.gauges[0].increment(float(bytes));
-        hold.wire += bytes;
+        if let Some(whose) = whose {
+            let own = by.get(&whose).copied().unwrap_or(0) + more;
+            if own > self.one_max {
+                return lacks([Lack::Address, Lack::Tenant][half]);
+            }
+            by.insert(whose, own);
+        }
+        *sum += more;
+        drop(halves);
+        self.gauges[half].increment(float(more));
+        let part = &mut hold.parts[half];
+        *part = Part {
+            whose,
+            bytes: part.bytes + more,
+        };
         hold.budget.get_or_insert_with(|| Arc::clone(self));
         Ok(())
     }
 
-    fn add(self: &Arc<Self>, hold: &mut Hold, tenant: TenantId, more: usize) -> Result<(), Lack> {
-        let mut sums = self.lock();
-        let own = sums.by_tenant.get(&tenant).copied().unwrap_or(0);
-        if own + more > self.tenant_max {
-            return Err(self.refuse(Lack::Share));
-        }
-        if sums.tenants + more > self.tenants_max {
-            return Err(self.refuse(Lack::Tenants));
-        }
-        sums.tenants += more;
-        sums.by_tenant.insert(tenant, own + more);
-        drop(sums);
-        self.gauges[1].increment(float(more));
-        hold.counted += more;
-        hold.tenant = Some(tenant);
-        hold.budget.get_or_insert_with(|| Arc::clone(self));
-        Ok(())
-    }
-
-    fn refuse(&self, lack: Lack) -> Lack {
-        self.refused[lack as usize].increment(1);
-        lack
-    }
-
-    fn give_back(&self, hold: &Hold) {
-        let mut sums = self.lock();
-        sums.wire -= hold.wire;
-        sums.tenants -= hold.counted;
-        if let Some(tenant) = hold.tenant
-            && let Some(own) = sums.by_tenant.get_mut(&tenant)
-        {
-            *own -= hold.counted;
-            if *own == 0 {
-                sums.by_tenant.remove(&tenant);
+    fn give_back(&self, parts: [Part; 2]) {
+        let mut halves = self.lock();
+        for (half, part) in halves.iter_mut().zip(parts) {
+            half.sum -= part.bytes;
+            let Some(whose) = part.whose else { continue };
+            if let Some(own) = half.by.get_mut(&whose) {
+                *own -= part.bytes;
+                if *own == 0 {
+                    half.by.remove(&whose);
+                }
             }
         }
-        drop(sums);
-        self.gauges[0].decrement(float(hold.wire));
-        self.gauges[1].decrement(float(hold.counted));
+        drop(halves);
+        for (gauge, part) in self.gauges.iter().zip(parts) {
+            gauge.decrement(float(part.bytes));
+        }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, [Half; 2]> {
+        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -195,7 +216,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
-            budget.give_back(self);
+            budget.give_back(self.parts);
         }
     }
 }
@@ -208,9 +229,11 @@ impl Account<'_> {
     pub fn add(&mut self, bytes: usize) -> Result<(), Lack> {
         let asked = self.hold.asked + bytes;
         let counted = asked.saturating_sub(FREE_BYTES);
-        if counted > self.hold.counted {
-            let more = counted - self.hold.counted;
-            self.budget.add(self.hold, self.tenant, more)?;
+        let before = self.hold.parts[TENANTS].bytes;
+        if counted > before {
+            let tenant = Some(self.tenant.uuid().as_u128());
+            self.budget
+                .add(self.hold, TENANTS, tenant, counted - before)?;
         }
         self.hold.asked = asked;
         Ok(())
@@ -272,12 +295,14 @@ impl Lack {
     /// What the client is told.
     #[must_use]
     pub fn problem(self) -> Problem {
-        if self == Self::Share {
-            let detail = "Your tenant's requests hold as many bytes as they may.";
-            let problem = Problem::new(Code::RateLimitExceeded, detail);
-            return problem.with_retry_after(RETRY_AFTER_SECONDS);
-        }
-        unavailable("Requests hold as many bytes as they may.")
+        let detail = match self {
+            Self::Wire | Self::Tenants => {
+                return unavailable("Requests hold as many bytes as they may.");
+            }
+            Self::Address => "Requests from your address hold as many bytes as they may.",
+            Self::Tenant => "Your tenant's requests hold as many bytes as they may.",
+        };
+        Problem::new(Code::RateLimitExceeded, detail).with_retry_after(RETRY_AFTER_SECONDS)
     }
 }
 
@@ -302,18 +327,23 @@ mod tests {
         TenantId::generate(jiff::Timestamp::from_second(second).unwrap())
     }
 
+    /// What is held of the wire and by tenants, and by how many in all.
     fn held(budget: &Budget) -> (usize, usize, usize) {
-        let held = budget.lock();
-        (held.wire, held.tenants, held.by_tenant.len())
+        let halves = budget.lock();
+        let [wire, tenants] = &*halves;
+        (wire.sum, tenants.sum, wire.by.len() + tenants.by.len())
     }
 
     #[test]
-    fn neither_strangers_nor_one_tenant_take_the_room_of_others() {
+    fn neither_one_address_nor_one_tenant_takes_the_room_of_others() {
         let budget = Arc::new(Budget::new(16 * MIB));
-        let mut holds: [Hold; 5] = Default::default();
-        let [wire, greedy, second, third, small] = &mut holds;
-        budget.add_wire(wire, 8 * MIB).unwrap();
-        assert_eq!(budget.add_wire(wire, 1), Err(Lack::Wire));
+        let mut holds: [Hold; 7] = Default::default();
+        let [one, other, proxy, greedy, second, third, small] = &mut holds;
+        budget.add_wire(one, Some(1), 4 * MIB).unwrap();
+        assert_eq!(budget.add_wire(one, Some(1), 1), Err(Lack::Address));
+        budget.add_wire(other, Some(2), MIB).unwrap();
+        budget.add_wire(proxy, None, 3 * MIB).unwrap();
+        assert_eq!(budget.add_wire(proxy, None, 1), Err(Lack::Wire));
         let tenants = [0, 1, 2].map(tenant);
         let add = |hold: &mut Hold, number: usize, bytes| {
             let (budget, tenant) = (&budget, tenants[number]);
@@ -325,13 +355,13 @@ mod tests {
             .add(bytes)
         };
         add(greedy, 0, 4 * MIB).unwrap();
-        assert_eq!(add(greedy, 0, MIB), Err(Lack::Share));
+        assert_eq!(add(greedy, 0, MIB), Err(Lack::Tenant));
         add(second, 1, 4 * MIB).unwrap();
         assert_eq!(add(third, 2, MIB), Err(Lack::Tenants));
         // Who holds little needs no room.
         add(small, 2, FREE_BYTES).unwrap();
         assert!(small.budget.is_none());
-        assert_eq!(held(&budget), (8 * MIB, 8 * MIB - 2 * FREE_BYTES, 2));
+        assert_eq!(held(&budget), (8 * MIB, 8 * MIB - 2 * FREE_BYTES, 4));
         drop(holds);
         assert_eq!(held(&budget), (0, 0, 0));
     }

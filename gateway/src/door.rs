@@ -229,8 +229,9 @@ impl Door {
                 while end.is_none() {
                     let seen = bytes.len();
                     if seen == bytes.capacity() {
+                        let source = self.hall.abuse.source(address(stream));
                         // Once as bytes, and once as fields.
-                        self.gateway.budget.add_wire(&mut hold, 2 * seen)?;
+                        self.gateway.budget.add_wire(&mut hold, source, 2 * seen)?;
                         bytes.reserve(seen);
                     }
                     if !matches!(stream.read_buf(&mut bytes).await, Ok(read) if read > 0) {
@@ -290,7 +291,7 @@ impl Door {
         if let Ok(Err(error)) = tokio::time::timeout(LINGER, tell).await {
             debug!(%error, "a refused client left");
         }
-        if !matches!(fault, Fault::Crowded | Fault::Share | Fault::Full) {
+        if !matches!(fault, Fault::Crowded | Fault::Share | Fault::Full(_)) {
             abuse.malformed(ctx.address);
         }
         sight.note(&mut ctx, "", "");
@@ -304,8 +305,8 @@ impl From<Fault> for Ended {
 }
 
 impl From<Lack> for Ended {
-    fn from(_: Lack) -> Self {
-        Self::Refused(Fault::Full)
+    fn from(lack: Lack) -> Self {
+        Self::Refused(Fault::Full(lack))
     }
 }
 
@@ -343,7 +344,7 @@ impl Fault {
                 "There are too many connections from your address at the moment.",
             )
             .with_retry_after(CROWDED_SECONDS),
-            Self::Full => Lack::Wire.problem(),
+            Self::Full(lack) => lack.problem(),
         }
     }
 }

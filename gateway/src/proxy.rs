@@ -156,10 +156,9 @@ impl Gateway {
             ctx.begin_span(spans);
         }
         if request.version == Version::HTTP_2 {
-            let bytes = headers::held_bytes(request);
-            self.budget
-                .add_wire(&mut ctx.hold, bytes)
-                .map_err(Lack::problem)?;
+            let (source, bytes) = (self.abuse.source(ctx.address), headers::held_bytes(request));
+            let room = self.budget.add_wire(&mut ctx.hold, source, bytes);
+            room.map_err(Lack::problem)?;
         }
         if let Err(problem) = headers::check_form(request) {
             session.set_keepalive(None);

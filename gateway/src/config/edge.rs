@@ -53,7 +53,8 @@ pub struct EdgeOptions {
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub address_connections_max: usize,
     /// Most bytes of bodies, answers, long headers and HTTP/2 that are held at once: half for what
-    /// comes before anybody is known, half for tenants, and of those half for any one.
+    /// comes before anybody is known, of which one address may hold half, and half for tenants, of
+    /// which one may hold half.
     #[arg(long, env = "HELD_MAX_BYTES", default_value_t = 24 * 1_024 * 1_024, value_name = "N",
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(HELD_MIN_BYTES..))]
     pub held_max_bytes: usize,

@@ -108,7 +108,9 @@ impl Connection<'_> {
     /// Serves it to its end.
     pub(super) async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
         let mut hold = Hold::default();
-        if self.budget.add_wire(&mut hold, CONNECTION_BYTES).is_err() {
+        let source = self.abuse.source(self.address);
+        let room = self.budget.add_wire(&mut hold, source, CONNECTION_BYTES);
+        if room.is_err() {
             return;
         }
         let digest = Arc::new(Digest {

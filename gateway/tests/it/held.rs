@@ -61,7 +61,7 @@ async fn slow_bodies_slow_readers_and_long_heads_leave_memory_small_and_others_s
         "{most:.1} MiB, {number} rounds"
     );
     let metrics = app.metrics().await;
-    for limit in ["share", "wire"] {
+    for limit in ["tenant", "address"] {
         let refused = sample(
             &metrics,
             &format!("gateway_held_refused_total{{limit=\"{limit}\"}}"),

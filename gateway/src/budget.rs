@@ -3,7 +3,8 @@
 //!
 //! Half of the sum is for the wire, which is whatever is held before anybody is known; half is for
 //! tenants. Of each half one address, or one tenant, may hold half, so that it cannot take the room
-//! of others; trusted proxies are no address of anybody's. What every request holds is not counted: the number of connections bounds it.
+//! of others; trusted proxies are no address of anybody's. What every request holds is not
+//! counted: the number of connections bounds it.
 
 use std::{
     collections::HashMap,

@@ -289,6 +289,7 @@ impl World {
         let jwks = Arc::new(Jwks::new(
             Source::File(jwks),
             Duration::from_mins(5),
+            Duration::from_hours(24),
             watch::Sender::default(),
         )?);
         let snapshot = Snapshot {

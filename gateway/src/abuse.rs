@@ -167,7 +167,7 @@ impl Abuse {
     }
 
     /// Who an address is; `None` for a trusted proxy, which is nobody in particular.
-    fn source(&self, address: IpAddr) -> Option<u64> {
+    pub(crate) fn source(&self, address: IpAddr) -> Option<u64> {
         if self
             .trusted
             .iter()

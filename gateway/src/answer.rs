@@ -1,11 +1,13 @@
 //! Whole answers of our own: their usage is recorded first, then what is on every answer is added.
 
+use std::mem;
+
 use bytes::Bytes;
 use contracts::{
     api::health::HealthStatus,
     problem::{Code, Problem},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, Version, header};
 use pingora::{Error, ErrorType, http::ResponseHeader, proxy::Session};
 use tracing::{error, warn};
 
@@ -15,6 +17,7 @@ use crate::{
     proxy::Gateway,
     reject,
     route::Page,
+    sight::path::shown,
     usage,
 };
 
@@ -34,7 +37,7 @@ impl Gateway {
             return self.refuse(session, ctx, problem).await;
         }
         self.decorate(&mut header, ctx)?;
-        reject::send(session, header, body).await
+        send(session, ctx, header, body).await
     }
 
     /// Sends a problem.
@@ -44,8 +47,8 @@ impl Gateway {
         ctx: &mut Ctx,
         problem: Problem,
     ) -> pingora::Result<()> {
-        let path = session.req_header().uri.path().to_owned();
-        let problem = problem.at(&path, Some(ctx.request_id), self.clock.now());
+        let path = shown(ctx.route, session.req_header().uri.path());
+        let problem = problem.at(path, Some(ctx.request_id), self.clock.now());
         let body = Bytes::from(problem.to_json_bytes());
         ctx.status = problem.status().as_u16();
         ctx.code = Some(problem.code());
@@ -57,7 +60,7 @@ impl Gateway {
             header.insert_header(name, value)?;
         }
         self.decorate(&mut header, ctx)?;
-        reject::send(session, header, body).await
+        send(session, ctx, header, body).await
     }
 
     /// Shows one of our own pages.
@@ -153,6 +156,20 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Sends a whole answer. Over HTTP/2 it may wait long after the request has ended, and counts for
+/// as long.
+async fn send(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    header: ResponseHeader,
+    mut body: Bytes,
+) -> pingora::Result<()> {
+    if session.req_header().version == Version::HTTP_2 {
+        body = mem::take(&mut ctx.hold).around(body);
+    }
+    reject::send(session, header, body).await
 }
 
 /// The problem of something that may be there again in a second.

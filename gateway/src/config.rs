@@ -184,6 +184,10 @@ pub struct TokenOptions {
     #[arg(long, env = "JWKS_TTL_SECONDS", default_value_t = 300, value_name = "SECONDS",
         value_parser = clap::value_parser!(u64).range(1..))]
     pub jwks_ttl_seconds: u64,
+    /// How long they stay in use while reading them fails, in seconds; then no token is believed.
+    #[arg(long, env = "JWKS_STALE_MAX_SECONDS", default_value_t = 86_400, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub jwks_stale_max_seconds: u64,
     /// Longest life of a token, in seconds.
     #[arg(
         long,

@@ -17,12 +17,15 @@ use pingora::{Error, ErrorType, http::RequestHeader};
 
 use crate::{
     auth::Principal,
+    budget::{Hold, Lack},
     drain::InFlight,
     headers,
     limit::{Verdict, quota::Used},
+    reject,
     route::{Forward, ROUTES, Route},
     rule::Rule,
     signature::Signed,
+    upstream::Failure,
 };
 
 /// One request, as far as it has come.
@@ -64,6 +67,8 @@ pub struct Ctx {
     /// Whether something is known against the address.
     pub(crate) watched: bool,
     pub(crate) in_flight: Option<InFlight>,
+    /// What it holds beyond what every request does.
+    pub(crate) hold: Hold,
     /// The request's own span, where somebody collects them.
     pub(crate) span: Option<OpenSpan>,
 }
@@ -110,6 +115,7 @@ impl Ctx {
             usage: Usage::None,
             watched: false,
             in_flight: Some(in_flight),
+            hold: Hold::default(),
             span: None,
         }
     }
@@ -137,6 +143,21 @@ impl Ctx {
         let principal = self.principal.as_ref();
         let principal = principal.expect("only admitted requests are forwarded");
         principal.tenant.id
+    }
+
+    /// What the client is told for want of room; it is not charged for.
+    pub(crate) fn lacking(&mut self, lack: Lack) -> Problem {
+        self.usage = Usage::None;
+        lack.problem()
+    }
+
+    /// What the client is told of an exchange that failed, which is not charged for where it is we
+    /// who had no room for the answer.
+    pub(crate) fn failed(&mut self, failure: Failure) -> Problem {
+        match failure {
+            Failure::NoRoom(lack) => self.lacking(lack),
+            failure => reject::failure(failure),
+        }
     }
 
     /// Begins the request's span; upstreams are told of it instead of the client's.

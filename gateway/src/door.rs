@@ -5,11 +5,11 @@
 //! of it, and does not bound connections. So each connection is served here, in its own loop.
 
 use std::{
+    future::poll_fn,
     net::{IpAddr, Ipv4Addr},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    pin::Pin,
+    sync::Arc,
+    task::{Poll, ready},
     time::Duration,
 };
 
@@ -27,13 +27,20 @@ use pingora::{
     server::{ShutdownWatch, configuration::ServerConf},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::io::poll_read_buf;
 use tracing::{debug, warn};
 
 use crate::{
     abuse::Abuse,
+    budget::{Hold, Lack},
     config::{self, edge::EdgeOptions},
     ctx::Ctx,
-    door::{h2::Proxied, head::Fault, tls::Tls},
+    door::{
+        h2::Proxied,
+        head::Fault,
+        place::{Full, Places},
+        tls::Tls,
+    },
     drain::Drain,
     proxy::Gateway,
     reject,
@@ -43,6 +50,7 @@ use crate::{
 mod h2;
 pub mod head;
 pub(crate) mod open;
+mod place;
 pub mod tls;
 
 /// A client's connection is closed after so many requests, so that clients spread over gateways.
@@ -53,8 +61,6 @@ const READ_BYTES: usize = 4 * 1_024;
 /// once would take the answer away from it.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_MAX_BYTES: usize = 64 * 1_024;
-/// Most clients beyond the limit of connections that are told so at once; others are cut off.
-const TOLD_MAX: usize = 64;
 /// Open files that are not of clients: stores, brokers, the spool.
 const OTHER_FILES: usize = 256;
 /// When a client that found no place may come again, in seconds.
@@ -72,8 +78,7 @@ pub struct Door {
     tls: Option<Arc<Tls>>,
     h2c: bool,
     head_deadline: Duration,
-    connections: Arc<AtomicUsize>,
-    connections_max: usize,
+    places: Arc<Places>,
     hall: Hall,
 }
 
@@ -87,13 +92,6 @@ pub struct Hall {
     pub drain: Drain,
     /// Who did wrong.
     pub abuse: Arc<Abuse>,
-}
-
-/// A place among the connections.
-struct Place {
-    of: Arc<AtomicUsize>,
-    /// How many there were with it.
-    number: usize,
 }
 
 /// Why there is no head to serve.
@@ -127,37 +125,44 @@ impl Door {
             tls,
             h2c: options.h2c,
             head_deadline: options.head_deadline(),
-            connections: Arc::default(),
-            connections_max: affordable(options.connections_max),
+            places: Arc::new(Places::new(
+                affordable(options.connections_max),
+                options.address_connections_max,
+            )),
             hall,
         }
     }
 
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<()> {
         let _open = self.hall.drain.connection();
-        let place = Place::take(&self.connections);
-        if place.number > self.connections_max {
-            metrics::counter!("gateway_connections_refused_total").increment(1);
-            // Who speaks TLS could not read it, and telling takes a place too.
-            if self.tls.is_none() && place.number <= self.connections_max + TOLD_MAX {
-                self.refuse(stream, Fault::Crowded).await;
+        let address = address(&stream);
+        let _place = match self.places.take(self.hall.abuse.source(address)) {
+            Ok(place) => place,
+            Err(full) => {
+                Box::pin(self.turn_away(stream, full)).await;
+                return None;
             }
-            return None;
-        }
+        };
         let mut stream = match &self.tls {
-            Some(tls) => timeout(self.head_deadline, tls.accept(stream))
+            Some(tls) => timeout(self.head_deadline, Box::pin(tls.accept(stream)))
                 .await
                 .ok()??,
             None => stream,
         };
         let mut modern = stream.selected_alpn_proto() == Some(ALPN::H2);
         if self.h2c && self.tls.is_none() {
-            let mut first = [0; PREFACE.len()];
-            let peek = timeout(self.head_deadline, stream.try_peek(&mut first)).await;
-            modern = matches!(peek.ok()?, Ok(true)) && first == *PREFACE;
+            let begin = timeout(self.head_deadline, begins_http2(&mut stream)).await;
+            modern = begin.ok()??;
         }
         if modern {
-            h2::serve(&self.proxy, stream, shutdown, self.head_deadline).await;
+            let connection = h2::Connection {
+                proxy: &self.proxy,
+                abuse: &self.hall.abuse,
+                budget: &self.gateway.budget,
+                address,
+                deadline: self.head_deadline,
+            };
+            Box::pin(connection.serve(stream, shutdown)).await;
         } else {
             self.http1(stream, shutdown).await;
         }
@@ -169,10 +174,12 @@ impl Door {
         let mut settings = None;
         let mut idle = self.head_deadline;
         loop {
-            let head = match self.head(&mut stream, idle).await {
+            let (head, _hold) = match self.head(&mut stream, idle).await {
                 Ok(head) => head,
                 Err(Ended::Gone) => return,
-                Err(Ended::Refused(fault)) => return self.refuse(stream, fault).await,
+                Err(Ended::Refused(fault)) => {
+                    return Box::pin(self.refuse(stream, fault)).await;
+                }
             };
             let mut session = Session::new_h1_with_modules(stream, &self.modules);
             let downstream = &mut session.downstream_session;
@@ -194,7 +201,8 @@ impl Door {
             if *shutdown.borrow() {
                 session.set_keepalive(None);
             }
-            if self.gateway.handle(&mut session).await.is_err() {
+            // Connections wait most of the time: what a request needs is taken with the request.
+            if Box::pin(self.gateway.handle(&mut session)).await.is_err() {
                 return;
             }
             let kept = HttpPersistentSettings::for_session(&session);
@@ -206,20 +214,26 @@ impl Door {
         }
     }
 
-    /// Reads the next head whole, and what came with it.
-    async fn head(&self, stream: &mut Stream, idle: Duration) -> Result<BytesMut, Ended> {
-        let mut bytes = BytesMut::with_capacity(READ_BYTES);
+    /// Reads the next head whole, and what came with it; a long one is counted while it is there.
+    async fn head(&self, stream: &mut Stream, idle: Duration) -> Result<(BytesMut, Hold), Ended> {
         // Also while we leave: a request that is on its way is served, and its answer says
         // `Connection: close`. `Drain` decides how long that may take.
-        let first = timeout(idle, stream.read_buf(&mut bytes)).await;
-        if !matches!(first, Ok(Ok(read)) if read > 0) {
+        let first = timeout(idle, first_bytes(stream)).await;
+        let Ok(Some(mut bytes)) = first else {
             return Err(Ended::Gone);
-        }
+        };
+        let mut hold = Hold::default();
         let mut end = head::end(&bytes, 0)?;
         if end.is_none() {
             let rest = async {
                 while end.is_none() {
                     let seen = bytes.len();
+                    if seen == bytes.capacity() {
+                        let source = self.hall.abuse.source(address(stream));
+                        // Once as bytes, and once as fields.
+                        self.gateway.budget.add_wire(&mut hold, source, 2 * seen)?;
+                        bytes.reserve(seen);
+                    }
                     if !matches!(stream.read_buf(&mut bytes).await, Ok(read) if read > 0) {
                         return Err(Ended::Gone);
                     }
@@ -232,7 +246,16 @@ impl Door {
             rest.map_err(|_| Ended::Refused(Fault::Late))??;
         }
         head::check(&bytes[..end.unwrap_or(0)])?;
-        Ok(bytes)
+        Ok((bytes, hold))
+    }
+
+    /// Tells a client that there is no place for it, if it can hear that.
+    async fn turn_away(&self, stream: Stream, full: Full) {
+        metrics::counter!("gateway_connections_refused_total").increment(1);
+        // Who speaks TLS could not read it, and telling takes a place too.
+        if self.tls.is_none() && full.told.is_some() {
+            self.refuse(stream, full.fault).await;
+        }
     }
 
     /// Answers a problem and closes, since nobody knows where the next request would begin.
@@ -245,13 +268,7 @@ impl Door {
         } = &self.hall;
         let mut ctx = Ctx::new(clock.now(), drain.enter());
         let problem = fault.problem();
-        let digest = stream.get_socket_digest();
-        let peer = digest.as_ref().and_then(|digest| digest.peer_addr());
-        ctx.address = peer
-            .and_then(|address| address.as_inet())
-            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| {
-                address.ip().to_canonical()
-            });
+        ctx.address = address(&stream);
         ctx.status = problem.status().as_u16();
         ctx.code = Some(problem.code());
         let problem = problem.at("", Some(ctx.request_id), clock.now());
@@ -274,30 +291,22 @@ impl Door {
         if let Ok(Err(error)) = tokio::time::timeout(LINGER, tell).await {
             debug!(%error, "a refused client left");
         }
-        if fault != Fault::Crowded {
+        if !matches!(fault, Fault::Crowded | Fault::Share | Fault::Full(_)) {
             abuse.malformed(ctx.address);
         }
         sight.note(&mut ctx, "", "");
     }
 }
 
-impl Place {
-    fn take(of: &Arc<AtomicUsize>) -> Self {
-        let number = of.fetch_add(1, Ordering::AcqRel) + 1;
-        let of = Arc::clone(of);
-        Self { of, number }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.of.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 impl From<Fault> for Ended {
     fn from(fault: Fault) -> Self {
         Self::Refused(fault)
+    }
+}
+
+impl From<Lack> for Ended {
+    fn from(lack: Lack) -> Self {
+        Self::Refused(Fault::Full(lack))
     }
 }
 
@@ -330,8 +339,51 @@ impl Fault {
                 "There are too many connections at the moment.",
             )
             .with_retry_after(CROWDED_SECONDS),
+            Self::Share => Problem::new(
+                Code::RateLimitExceeded,
+                "There are too many connections from your address at the moment.",
+            )
+            .with_retry_after(CROWDED_SECONDS),
+            Self::Full(lack) => lack.problem(),
         }
     }
+}
+
+/// The first bytes of a request; `None` when the client left. Memory for them is taken when they
+/// are there: most connections wait most of the time.
+async fn first_bytes(stream: &mut Stream) -> Option<BytesMut> {
+    let read = poll_fn(|context| {
+        let mut bytes = BytesMut::with_capacity(READ_BYTES);
+        let read = ready!(poll_read_buf(Pin::new(&mut *stream), context, &mut bytes));
+        Poll::Ready(read.map(|_| bytes))
+    });
+    read.await.ok().filter(|bytes| !bytes.is_empty())
+}
+
+/// Whether a client begins with what HTTP/2 does; `None` when it left before that is plain. It is
+/// looked at no further than it is needed, since a short request may be all that comes.
+async fn begins_http2(stream: &mut Stream) -> Option<bool> {
+    let mut first = [0; PREFACE.len()];
+    for length in 1..=first.len() {
+        let peek = stream.try_peek(&mut first[..length]).await;
+        if !peek.ok()? {
+            return None;
+        }
+        if !PREFACE.starts_with(&first[..length]) {
+            return Some(false);
+        }
+    }
+    Some(true)
+}
+
+/// Where a connection comes from.
+fn address(stream: &Stream) -> IpAddr {
+    let digest = stream.get_socket_digest();
+    let peer = digest.as_ref().and_then(|digest| digest.peer_addr());
+    peer.and_then(|address| address.as_inet())
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| {
+            address.ip().to_canonical()
+        })
 }
 
 /// As many of `wanted` connections as there may be open files for, each having one upstream too.
@@ -369,7 +421,7 @@ impl ServerApp for Door {
 impl std::fmt::Debug for Door {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Door")
-            .field("connections", &self.connections)
+            .field("places", &self.places)
             .finish_non_exhaustive()
     }
 }

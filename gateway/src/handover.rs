@@ -8,13 +8,16 @@
 //! after a fixed time instead of after a word from the new one.
 
 use std::{
-    fs::{self, Permissions},
+    fs::{self, DirBuilder, Permissions},
     io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     mem::MaybeUninit,
     net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::{fs::PermissionsExt as _, net::UnixStream},
+        unix::{
+            fs::{DirBuilderExt as _, PermissionsExt as _},
+            net::UnixStream,
+        },
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -35,6 +38,7 @@ use tokio::{
     net::{UnixListener as Offers, UnixStream as Successor},
 };
 use tracing::{error, warn};
+use uuid::Uuid;
 
 use crate::config::RunOptions;
 
@@ -126,20 +130,11 @@ impl Offer {
             "a gateway offers its sockets at {}: take them with --upgrade",
             path.display()
         );
-        // Made beside and moved there, so that nobody sees it before its permissions are set, and
-        // what a dead process left is replaced.
-        let beside = path.with_extension("new");
-        let make = || {
-            match fs::remove_file(&beside) {
-                Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-                _ => {}
-            }
-            let offers = Offers::bind(&beside)?;
-            fs::set_permissions(&beside, Permissions::from_mode(0o600))?;
-            fs::rename(&beside, path)?;
-            Ok(offers)
-        };
-        let offers = make().with_context(|| format!("offer sockets at {}", path.display()))?;
+        // Made where nobody else can look, in a folder of its own, and moved from there once its
+        // permissions are set; what a dead process left is replaced.
+        let private = path.with_extension(format!("{:08x}", Uuid::new_v4().as_fields().0));
+        let offers = offered(path, &private)
+            .with_context(|| format!("offer sockets at {}", path.display()))?;
         Ok(Self { offers, sockets })
     }
 
@@ -251,6 +246,21 @@ async fn predecessor(path: &Path, readiness: &Readiness) -> anyhow::Result<Prede
     }
 }
 
+/// Makes the socket at `path`, in a folder that is there for no longer than it takes.
+fn offered(path: &Path, private: &Path) -> io::Result<Offers> {
+    DirBuilder::new().mode(0o700).create(private)?;
+    let beside = private.join("s");
+    let bind = || {
+        let offers = Offers::bind(&beside)?;
+        fs::set_permissions(&beside, Permissions::from_mode(0o600))?;
+        fs::rename(&beside, path)?;
+        Ok(offers)
+    };
+    let offers = bind();
+    fs::remove_dir_all(private)?;
+    offers
+}
+
 /// A new socket that listens on `address`.
 ///
 /// # Errors
@@ -312,12 +322,58 @@ fn receive(from: &UnixStream) -> anyhow::Result<Vec<TcpListener>> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream;
+    use std::{
+        net::TcpStream,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use super::*;
 
     fn free() -> TcpListener {
         listen_on(([127, 0, 0, 1], 0).into()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_offer_is_never_seen_with_other_permissions_and_two_do_not_hinder_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let offered = AtomicBool::new(false);
+        let runtime = tokio::runtime::Handle::current();
+        let look = || {
+            let mut seen = 0;
+            while !offered.load(Ordering::Relaxed) {
+                for entry in fs::read_dir(folder.path()).unwrap() {
+                    let Ok(found) = entry.unwrap().metadata() else {
+                        continue;
+                    };
+                    let mode = if found.is_dir() { 0o700 } else { 0o600 };
+                    assert_eq!(found.permissions().mode() & 0o777, mode);
+                    seen += 1;
+                }
+            }
+            seen
+        };
+        let offer = |number: usize| {
+            let _runtime = runtime.enter();
+            for round in 0..200 {
+                // Of one folder, and now and then of one name.
+                let name = if round % 2 == 0 { 0 } else { number };
+                let path = folder.path().join(format!("{name}.sock"));
+                match Offer::open(&path, Vec::new()) {
+                    Ok(offer) => drop(offer),
+                    Err(cause) => assert!(format!("{cause:#}").contains("take them with")),
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let looks = scope.spawn(look);
+            let offers = [1, 2].map(|number| scope.spawn(move || offer(number)));
+            let offers = offers.map(std::thread::ScopedJoinHandle::join);
+            offered.store(true, Ordering::Relaxed);
+            assert!(offers.iter().all(Result::is_ok));
+            assert!(looks.join().unwrap() > 0);
+        });
+        let left = fs::read_dir(folder.path()).unwrap();
+        assert_eq!(left.count(), 3, "nothing but what is offered");
     }
 
     #[tokio::test]

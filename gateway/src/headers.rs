@@ -32,6 +32,9 @@ const TRACEPARENT_BYTES: usize = 55;
 /// Room for what is usual on an answer, ours included.
 const ANSWER_HEADERS: usize = 32;
 
+/// What a request of HTTP/2 holds whatever is asked for.
+const STREAM_BYTES: usize = 8 * 1_024;
+
 /// Answer headers that must not leave.
 static NOT_TO_CLIENT: [HeaderName; 10] = [
     header::CONNECTION,
@@ -127,6 +130,17 @@ fn check_http2(request: &RequestHeader) -> Result<(), Problem> {
         return Err(Fault::Malformed("The request target must be a path.").problem());
     }
     Ok(())
+}
+
+/// What a request of HTTP/2 is counted for: its fields, as they came and as a map, and its
+/// answer's.
+#[must_use]
+pub fn held_bytes(request: &RequestHeader) -> usize {
+    let fields = request.headers.iter();
+    let fields: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    STREAM_BYTES + 2 * (request.raw_path().len() + fields)
 }
 
 /// Whether a request asks, in good form, for a WebSocket (RFC 6455).

@@ -9,6 +9,7 @@ pub mod abuse;
 pub mod admin;
 mod answer;
 pub mod auth;
+pub mod budget;
 pub mod config;
 pub mod ctx;
 pub mod door;

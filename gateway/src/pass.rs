@@ -1,7 +1,7 @@
 //! Requests without a body: sent upstream, and the answer passed on, a short one whole in one go, a
 //! long one, or one of unknown length, as it comes.
 
-use std::pin::pin;
+use std::{mem, pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use contracts::assertion::SHA256_OF_NOTHING;
@@ -10,6 +10,7 @@ use pingora::{Error, ErrorType, http::ResponseHeader, prelude::timeout, proxy::S
 
 use crate::{
     answer::unavailable,
+    budget::READ_BYTES,
     ctx::{Ctx, Stop},
     headers,
     proxy::Gateway,
@@ -21,6 +22,9 @@ use crate::{
 
 /// Answers up to this length are read whole before they are passed on.
 const WHOLE_MAX_BYTES: usize = 64 * 1_024;
+/// What is held of a longer one: what was read, a piece on its way, and one that a client of HTTP/2
+/// has not taken yet.
+const RELAYED_BYTES: usize = 3 * READ_BYTES;
 static NO_BODY: Bytes = Bytes::new();
 
 /// Serves an admitted request of a route without a body.
@@ -79,10 +83,13 @@ pub(crate) async fn answer(
     if length.is_some_and(|length| length <= WHOLE_MAX_BYTES) {
         let deadline = ctx.deadline(gateway.upstream_deadline);
         let rest = deadline.saturating_sub(ctx.started.elapsed());
-        let answer = begun.finish(rest).await.map_err(reject::failure)?;
+        let answer = begun.finish(rest, &mut gateway.account(ctx)).await;
+        let answer = answer.map_err(|failure| ctx.failed(failure))?;
         let sent = gateway.answer(session, ctx, answer.header, answer.body);
         return Ok(sent.await?);
     }
+    let room = gateway.account(ctx).add(RELAYED_BYTES);
+    room.map_err(|lack| ctx.lacking(lack))?;
     ctx.response_bytes = length.unwrap_or(0) as u64;
     let header = begin(gateway, session, ctx, begun.header.clone())?;
     session.write_response_header(header, false).await?;
@@ -114,10 +121,12 @@ pub(crate) fn begin(
 async fn relay(
     gateway: &Gateway,
     session: &mut Session,
-    ctx: &Ctx,
+    ctx: &mut Ctx,
     forward: &Forward,
     mut begun: Begun,
 ) -> Result<(), Stop> {
+    let hold = Arc::new(mem::take(&mut ctx.hold));
+    let outlasts = session.req_header().version == Version::HTTP_2;
     let silence = ctx.deadline(gateway.upstream_deadline);
     // Without its end the client sees that the answer is not complete.
     let cut = || Error::new_up(ErrorType::ConnectionClosed).into();
@@ -135,6 +144,7 @@ async fn relay(
             }
         };
         let chunk = match read {
+            Ok(Ok(Some(chunk))) if outlasts => hold.around_some(chunk),
             Ok(Ok(Some(chunk))) => chunk,
             Ok(Ok(None)) => break,
             _ => return Err(cut()),

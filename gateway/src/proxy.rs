@@ -15,6 +15,7 @@ use contracts::{
     assertion::Scope,
     problem::{Code, Problem},
 };
+use http::Version;
 use ipnet::IpNet;
 use ops::{clock::Clock, telemetry::Spans};
 use pingora::{Error, proxy::Session};
@@ -24,6 +25,7 @@ use crate::{
     abuse::Abuse,
     answer::unavailable,
     auth::{Authenticator, Principal},
+    budget::{Account, Budget, Lack},
     config,
     ctx::{Ctx, Stop, Usage},
     drain::Drain,
@@ -86,6 +88,8 @@ pub struct Gateway {
     pub sight: Arc<Sight>,
     /// Who did wrong lately.
     pub abuse: Arc<Abuse>,
+    /// How many bytes requests may hold.
+    pub budget: Arc<Budget>,
     /// Spans of requests, where somebody collects them.
     pub spans: Option<Spans>,
     /// Whether we are on the way out.
@@ -150,11 +154,19 @@ impl Gateway {
         if let Some(spans) = &self.spans {
             ctx.begin_span(spans);
         }
+        if request.version == Version::HTTP_2 {
+            let (source, bytes) = (self.abuse.source(ctx.address), headers::held_bytes(request));
+            let room = self.budget.add_wire(&mut ctx.hold, source, bytes);
+            room.map_err(Lack::problem)?;
+        }
         if let Err(problem) = headers::check_form(request) {
             session.set_keepalive(None);
             return Err(problem.into());
         }
-        self.abuse.admit(ctx, &request.headers)?;
+        if let Err(problem) = self.abuse.admit(ctx, &request.headers) {
+            session.set_keepalive(None);
+            return Err(problem.into());
+        }
         let index = self.routes.find(&request.method, request.uri.path())?;
         ctx.route = Some(index);
         if session.is_upgrade_req() && !ROUTES[index].may_upgrade() {
@@ -278,6 +290,15 @@ impl Gateway {
             return Ok(());
         }
         Err(unavailable("Credentials cannot be checked at the moment."))
+    }
+
+    /// Where an admitted request's bytes are counted.
+    pub(crate) fn account<'a>(&'a self, ctx: &'a mut Ctx) -> Account<'a> {
+        Account {
+            budget: &self.budget,
+            tenant: ctx.tenant(),
+            hold: &mut ctx.hold,
+        }
     }
 
     /// The statement to an upstream about who asks.

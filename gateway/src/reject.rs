@@ -7,7 +7,7 @@ use contracts::{
     id::RequestId,
     problem::{Code, Problem},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use pingora::{Error, ErrorSource, ErrorType, http::ResponseHeader, proxy::Session};
 
 use crate::{config, headers, upstream::Failure};
@@ -31,6 +31,7 @@ pub fn failure(failure: Failure) -> Problem {
         Failure::Broken | Failure::TooLarge => {
             Problem::new(Code::BadGateway, "The service behind the gateway failed.")
         }
+        Failure::NoRoom(lack) => lack.problem(),
     }
 }
 
@@ -107,10 +108,11 @@ pub async fn send(
     if !bare.contains(&header.status) {
         header.set_content_length(body.len())?;
     }
-    session
-        .write_response_header(Box::new(header), body.is_empty())
-        .await?;
-    if !body.is_empty() {
+    // HTTP/2 would send what HTTP/1 leaves off by itself.
+    let bare = body.is_empty() || session.req_header().method == Method::HEAD;
+    let header = Box::new(header);
+    session.write_response_header(header, bare).await?;
+    if !bare {
         session.write_response_body(Some(body), true).await?;
     }
     linger(session).await;

@@ -4,7 +4,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     process::ExitCode,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -32,27 +32,27 @@ use tracing::{info, warn};
 use crate::{
     abuse::Abuse,
     auth::{Authenticator, jwt::Tokens},
+    budget::Budget,
     config::RunOptions,
     door::{Door, Hall, open::Open, tls::Tls},
     drain::Drain,
     handover::{self, Offer},
     health::Doctor,
-    keys::{Keys, uses},
+    keys::Keys,
     limit::Limiter,
     pages::Pages,
     proxy::Gateway,
     route::Routes,
     sight::Sight,
     signature::replay::Replays,
-    snapshot::Snapshots,
     spool::Spool,
     store,
     upstream::Upstreams,
 };
 
 use parts::{
-    follow_issuer, generation, idempotency, jwks, prune, readiness, records, redis, rules, streams,
-    tls, upstreams,
+    follow_issuer, generation, idempotency, jwks, prune, readiness, records, redis, rules,
+    snapshots, streams, tls, upstreams,
 };
 
 mod parts;
@@ -179,12 +179,7 @@ async fn build(
 ) -> anyhow::Result<(Gateway, Background)> {
     let stop = || lifecycle.stopping();
     let pool = postgres::open(&options.database, store::SCHEMA, &store::migrations()).await?;
-    let snapshots = Arc::new(Snapshots::empty(Instant::now()));
-    let (database, sealing) = (options.database.clone(), options.signatures_key.clone());
-    let follow = store::follow(database, sealing, Arc::clone(&snapshots), stop());
-    lifecycle.spawn("snapshot", follow);
-    let note = uses::write(pool.clone(), Arc::clone(&snapshots), stop());
-    lifecycle.spawn("key uses", note);
+    let snapshots = snapshots(options, &pool, lifecycle);
     prune(options, &pool, lifecycle);
     let keys = Keys::new(pool.clone(), Clock::system());
     let redis = redis(options)?;
@@ -241,6 +236,7 @@ async fn build(
         pages: Pages::new(contracts::OPENAPI_JSON),
         sight: Arc::new(Sight::new(&access)),
         abuse: Arc::new(abuse),
+        budget: Arc::new(Budget::new(options.edge.held_max_bytes)),
         spans,
         drain,
     };

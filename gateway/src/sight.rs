@@ -14,10 +14,14 @@ use crate::{
     auth::Principal,
     ctx::Ctx,
     route::ROUTES,
-    sight::access::{AccessLog, Line},
+    sight::{
+        access::{AccessLog, Line},
+        path::shown,
+    },
 };
 
 pub mod access;
+pub mod path;
 
 /// Most plans that are labels of their own; the requests of all others are counted together.
 const PLANS_MAX: usize = 16;
@@ -89,7 +93,7 @@ impl Sight {
             level: "INFO",
             message: "request",
             method,
-            path,
+            path: shown(ctx.route, path),
             route: ctx.route.map_or(NO_ROUTE, |index| ROUTES[index].template),
             status,
             problem: ctx.code.map(Code::as_str),

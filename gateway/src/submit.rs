@@ -1,7 +1,9 @@
 //! Requests with a body are transactions: read whole, decided, sent upstream, the answer captured,
 //! kept under the idempotency key, returned.
 
-use bytes::{Bytes, BytesMut};
+use std::mem;
+
+use bytes::Bytes;
 use contracts::{
     assertion::{Scope, sha256_hex},
     id::JobId,
@@ -12,6 +14,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pingora::{http::ResponseHeader, proxy::Session};
 
 use crate::{
+    budget::{Account, Gathered},
     config::BODY_MAX_BYTES,
     ctx::{Ctx, Stop, Usage},
     headers::{self, target},
@@ -19,7 +22,6 @@ use crate::{
     keys::{self, serve::Call},
     limit::quota::Used,
     proxy::Gateway,
-    reject,
     route::{Body, Forward, KEYS, Transaction},
     signature::require_digest,
     upstream::{Answer, Failure, Order},
@@ -71,7 +73,7 @@ pub(crate) async fn serve(
         let detail = "Send an Idempotency-Key: a retry with the same one cannot act twice.";
         return Err(Problem::new(Code::IdempotencyKeyRequired, detail).into());
     }
-    let body = read(gateway, session).await?;
+    let body = read(gateway, session, ctx).await?;
     ctx.request_bytes = body.len() as u64;
     // That took as long as the client liked: who was let in may have been shut out meanwhile.
     gateway.renew_here(ctx, to.scopes())?;
@@ -104,7 +106,7 @@ pub(crate) async fn serve(
     let outcome = match to {
         To::Upstream(forward) => {
             let answer = exchange(gateway, session, ctx, forward, sent).await;
-            answer.map_err(reject::failure)
+            answer.map_err(|failure| ctx.failed(failure))
         }
         To::Keys(call) => {
             let request = session.req_header();
@@ -146,7 +148,7 @@ async fn recall(
             ..sent
         };
         let answer = exchange(gateway, session, ctx, forward, asked).await;
-        let answer = answer.map_err(reject::failure)?;
+        let answer = answer.map_err(|failure| ctx.failed(failure))?;
         if answer.header.status != StatusCode::NOT_FOUND {
             return Ok(answer);
         }
@@ -157,7 +159,7 @@ async fn recall(
 }
 
 /// Reads the body whole, within its size and time.
-async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
+async fn read(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> Result<Bytes, Stop> {
     let headers = &session.req_header().headers;
     let length = headers
         .get(header::CONTENT_LENGTH)
@@ -175,13 +177,19 @@ async fn read(gateway: &Gateway, session: &mut Session) -> Result<Bytes, Stop> {
     if expects {
         session.write_continue_response().await?;
     }
+    let most = length
+        .filter(|length| *length > 0)
+        .unwrap_or(BODY_MAX_BYTES);
     let whole = async {
-        let mut body = BytesMut::with_capacity(length.unwrap_or(0));
+        let mut body = Gathered::new(most);
         while let Some(chunk) = read_chunk(session).await? {
             if body.len() + chunk.len() > BODY_MAX_BYTES {
                 return Err(too_large());
             }
-            body.extend_from_slice(&chunk);
+            if let Err(lack) = body.push(&chunk, &mut gateway.account(ctx)) {
+                session.set_keepalive(None);
+                return Err(ctx.lacking(lack).into());
+            }
         }
         Ok(body.freeze())
     };
@@ -247,7 +255,7 @@ async fn claim(
 async fn exchange(
     gateway: &Gateway,
     session: &Session,
-    ctx: &Ctx,
+    ctx: &mut Ctx,
     forward: &Forward,
     sent: Sent<'_>,
 ) -> Result<Answer, Failure> {
@@ -258,6 +266,12 @@ async fn exchange(
         replay_only,
     } = sent;
     let assertion = gateway.assertion(session, ctx, forward, digest);
+    let mut hold = mem::take(&mut ctx.hold);
+    let mut account = Account {
+        budget: &gateway.budget,
+        tenant: ctx.tenant(),
+        hold: &mut hold,
+    };
     let order = Order {
         audience: forward.upstream,
         tenant: ctx.tenant(),
@@ -275,7 +289,9 @@ async fn exchange(
         may_repeat: key.is_some(),
         deadline: ctx.deadline(gateway.upstream_deadline),
     };
-    let answer = gateway.upstreams.exchange(&order).await?;
+    let answer = gateway.upstreams.exchange(&order, &mut account).await;
+    ctx.hold = hold;
+    let answer = answer?;
     Gateway::check_belief(&answer.header, ctx).map_err(|_| Failure::Broken)?;
     Ok(answer)
 }

@@ -1,5 +1,5 @@
 //! The issuer's public keys: kept for a time, read again when a token names a key we do not know,
-//! and kept in use when reading fails.
+//! and kept in use for a time when reading fails.
 //!
 //! Anyone can make names of keys up. So one reading serves everyone who waits for it, readings
 //! begin at least [`COOLDOWN`] apart, and the issuer is asked whether anything changed at all. A
@@ -21,7 +21,7 @@ use jsonwebtoken::{
 use serde::Deserialize;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     auth::issuer::{Library, Source},
@@ -44,6 +44,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// The keys in use.
 pub struct Jwks {
     ttl: Duration,
+    stale_max: Duration,
     current: ArcSwap<KeySet>,
     reading: Mutex<Reading>,
     waiting: Semaphore,
@@ -55,6 +56,8 @@ struct Reading {
     library: Library,
     /// When the last one began.
     began: Option<Instant>,
+    /// When one last said what the keys are.
+    good: Option<Instant>,
 }
 
 /// The keys of one reading.
@@ -63,6 +66,8 @@ pub struct KeySet {
     /// Grows whenever the document differs: what was verified under another version is not
     /// believed any more. Zero before the first reading.
     pub version: u64,
+    /// They were not read for too long, so there are none.
+    pub expired: bool,
     document: Vec<u8>,
     keys: HashMap<String, Arc<Key>>,
 }
@@ -82,18 +87,25 @@ struct Document {
 }
 
 impl Jwks {
-    /// Keys from `source`, read again every `ttl`. None are there before [`Jwks::read`]. When they
-    /// change, `news` is told.
+    /// Keys from `source`, read again every `ttl`, and given up when that fails for `stale_max`.
+    /// None are there before [`Jwks::read`]. When they change, `news` is told.
     ///
     /// # Errors
     /// When the HTTP client cannot be set up.
-    pub fn new(source: Source, ttl: Duration, news: watch::Sender<()>) -> anyhow::Result<Self> {
+    pub fn new(
+        source: Source,
+        ttl: Duration,
+        stale_max: Duration,
+        news: watch::Sender<()>,
+    ) -> anyhow::Result<Self> {
         let reading = Reading {
             library: Library::new(source)?,
             began: None,
+            good: None,
         };
         Ok(Self {
             ttl,
+            stale_max,
             current: ArcSwap::default(),
             reading: Mutex::new(reading),
             waiting: Semaphore::new(WAITING_MAX),
@@ -101,10 +113,16 @@ impl Jwks {
         })
     }
 
-    /// The version of the keys in use; zero means none.
+    /// The version of the keys in use; zero before they were ever read.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.current.load().version
+    }
+
+    /// Whether it is known what the issuer's keys are.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.current.load().is_known()
     }
 
     /// Whether the issuer still has this key.
@@ -114,17 +132,15 @@ impl Jwks {
         known.keys.values().any(|known| Arc::ptr_eq(known, key))
     }
 
-    /// The key that a token names, and the version of the set it is from. For an unknown name this
+    /// The set of keys in which to look for the one that a token names. For an unknown name this
     /// waits until the keys were read after now, by us or by someone else.
-    pub async fn find(&self, kid: &str) -> (u64, Option<Arc<Key>>) {
-        let known = self.current.load();
-        if let Some(key) = known.keys.get(kid) {
-            return (known.version, Some(Arc::clone(key)));
+    pub async fn find(&self, kid: &str) -> Arc<KeySet> {
+        let known = self.current.load_full();
+        if known.keys.contains_key(kid) {
+            return known;
         }
-        drop(known);
         self.look_for(kid).await;
-        let known = self.current.load();
-        (known.version, known.keys.get(kid).cloned())
+        self.current.load_full()
     }
 
     /// Reads the keys now, and looks anew where they are. On failure those in use stay.
@@ -151,6 +167,7 @@ impl Jwks {
                 Ok(()) => self.ttl,
                 Err(error) => {
                     complain(&error);
+                    self.expire().await;
                     RETRY_PAUSE.min(self.ttl)
                 }
             };
@@ -167,6 +184,25 @@ impl Jwks {
                     }
                 }
             }
+        }
+    }
+
+    /// Gives the keys up once it is too long ago that anybody said what they are: one that was
+    /// withdrawn since would be believed for ever.
+    async fn expire(&self) {
+        let reading = self.reading.lock().await;
+        let before = self.current.load();
+        let is_stale = reading
+            .good
+            .is_some_and(|good| good.elapsed() > self.stale_max);
+        if is_stale && before.is_known() {
+            error!("the issuer's keys were not read for too long: no token is believed");
+            self.current.store(Arc::new(KeySet {
+                version: before.version + 1,
+                expired: true,
+                ..KeySet::default()
+            }));
+            self.news.send_replace(());
         }
     }
 
@@ -194,11 +230,17 @@ impl Jwks {
 
     async fn read_as(&self, reading: &mut Reading, anew: bool) -> anyhow::Result<()> {
         reading.began = Some(Instant::now());
+        let before = self.current.load();
+        if before.expired {
+            // What the issuer has not changed is wanted all the same.
+            reading.library.forget();
+        }
         let Some(document) = reading.library.read(anew).await? else {
+            reading.good = Some(Instant::now());
             return Ok(());
         };
-        let before = self.current.load();
-        if before.version > 0 && before.document == document {
+        if before.is_known() && before.document == document {
+            reading.good = Some(Instant::now());
             return Ok(());
         }
         let mut keys = parse(&document).inspect_err(|_| reading.library.forget())?;
@@ -209,13 +251,29 @@ impl Jwks {
             }
         }
         info!(keys = keys.len(), "the issuer's keys are read");
+        reading.good = Some(Instant::now());
         self.current.store(Arc::new(KeySet {
             version: before.version + 1,
+            expired: false,
             document,
             keys,
         }));
         self.news.send_replace(());
         Ok(())
+    }
+}
+
+impl KeySet {
+    /// Whether it is known what the keys are.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.version > 0 && !self.expired
+    }
+
+    /// The key of this name.
+    #[must_use]
+    pub fn get(&self, kid: &str) -> Option<&Arc<Key>> {
+        self.keys.get(kid)
     }
 }
 
@@ -310,30 +368,57 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn keys_that_were_not_read_for_too_long_are_given_up_until_they_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("jwks.json");
+        let write = || std::fs::write(&file, format!(r#"{{"keys":[{ED25519}]}}"#)).unwrap();
+        write();
+        let (source, news) = (Source::File(file.clone()), watch::Sender::new(()));
+        let jwks = Jwks::new(source, Duration::from_mins(5), Duration::ZERO, news).unwrap();
+        let found = jwks.find("a").await;
+        let key = Arc::clone(found.get("a").unwrap());
+        std::fs::remove_file(&file).unwrap();
+        assert!(jwks.read().await.is_err() && jwks.is_known());
+        jwks.expire().await;
+        assert!(!jwks.is_known() && !jwks.has(&key) && jwks.version() > found.version);
+        assert!(!jwks.find("a").await.is_known());
+        write();
+        let again = jwks.find("a").await;
+        assert!(again.is_known() && again.get("a").is_some());
+        assert!(
+            again.version > found.version,
+            "what was verified before is verified again"
+        );
+    }
+
+    #[tokio::test]
     async fn a_failed_reading_leaves_the_keys_in_use() {
         let file = std::env::temp_dir().join(format!("jwks-{}", std::process::id()));
         let write = |keys: &str| std::fs::write(&file, format!(r#"{{"keys":[{keys}]}}"#)).unwrap();
         write(ED25519);
         let source = Source::File(file.clone());
         let news = watch::Sender::new(());
-        let jwks = Jwks::new(source, Duration::from_mins(5), news).unwrap();
+        let (ttl, stale_max) = (Duration::from_mins(5), Duration::from_hours(24));
+        let jwks = Jwks::new(source, ttl, stale_max, news).unwrap();
         assert_eq!(jwks.version(), 0);
-        let (version, key) = jwks.find("a").await;
-        let key = key.unwrap();
-        assert_eq!(version, 1);
+        let found = jwks.find("a").await;
+        let key = Arc::clone(found.get("a").unwrap());
+        assert_eq!(found.version, 1);
         std::fs::write(&file, "not json").unwrap();
         assert!(jwks.read().await.is_err());
-        assert!(jwks.find("a").await.1.is_some());
+        jwks.expire().await;
+        assert!(jwks.find("a").await.get("a").is_some());
         // A new key is waited for; one that stays is still the same.
         write(&format!("{ED25519},{}", ED25519.replace("\"a\"", "\"b\"")));
-        let (version, new) = jwks.find("b").await;
-        assert!(version == 2 && new.is_some() && jwks.has(&key));
+        let found = jwks.find("b").await;
+        let new = Arc::clone(found.get("b").unwrap());
+        assert!(found.version == 2 && jwks.has(&key));
         write(&ED25519.replace("11qY", "12qY").replace("\"a\"", "\"b\""));
         jwks.read().await.unwrap();
-        assert!(!jwks.has(&key) && !jwks.has(&new.unwrap()));
+        assert!(!jwks.has(&key) && !jwks.has(&new));
         write("");
         jwks.read().await.unwrap();
-        assert!(jwks.find("b").await.1.is_none());
+        assert!(jwks.find("b").await.get("b").is_none());
         std::fs::remove_file(file).unwrap();
     }
 }

@@ -184,11 +184,11 @@ impl Tokens {
             return Err(TokenError::Malformed);
         }
         let kid = header.kid.ok_or(TokenError::NoKeyId)?;
-        let (keys, key) = self.jwks.find(&kid).await;
-        if keys == 0 {
+        let keys = self.jwks.find(&kid).await;
+        if !keys.is_known() {
             return Err(TokenError::KeysUnavailable);
         }
-        let key = key.ok_or(TokenError::UnknownKey)?;
+        let key = keys.get(&kid).ok_or(TokenError::UnknownKey)?;
         // The claims' rules are ours, below; here only the signature, by the key's own algorithm.
         let mut validation = Validation::new(key.algorithm);
         validation.validate_exp = false;
@@ -206,8 +206,8 @@ impl Tokens {
             identity,
             expires_at,
             ready: Ready::default(),
-            key,
-            keys,
+            key: Arc::clone(key),
+            keys: keys.version,
         })
     }
 }

@@ -6,6 +6,9 @@ use clap::Args;
 
 use crate::{abuse::standing::Limits, door::tls::Files};
 
+/// A quarter of it has room for the largest body with the largest answer.
+const HELD_MIN_BYTES: u64 = 24 * 1_024 * 1_024;
+
 /// The public listener.
 #[derive(Args, Clone, Debug)]
 pub struct EdgeOptions {
@@ -41,10 +44,20 @@ pub struct EdgeOptions {
     #[arg(
         long,
         env = "CONNECTIONS_MAX",
-        default_value_t = 8_192,
+        default_value_t = 1_024,
         value_name = "N"
     )]
     pub connections_max: usize,
+    /// Most connections of one address at once (IPv6: of a /64), trusted proxies excepted.
+    #[arg(long, env = "ADDRESS_CONNECTIONS_MAX", default_value_t = 256, value_name = "N",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub address_connections_max: usize,
+    /// Most bytes of bodies, answers, long headers and HTTP/2 that are held at once: half for what
+    /// comes before anybody is known, of which one address may hold half, and half for tenants, of
+    /// which one may hold half.
+    #[arg(long, env = "HELD_MAX_BYTES", default_value_t = 24 * 1_024 * 1_024, value_name = "N",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(HELD_MIN_BYTES..))]
+    pub held_max_bytes: usize,
     /// How long a client may take to send the headers of a request, or to shake hands.
     #[arg(long, env = "HEADERS_DEADLINE_MS", default_value_t = 10_000, value_name = "MS",
         value_parser = clap::value_parser!(u64).range(1..))]

@@ -4,7 +4,7 @@
 //! streams that nobody took yet), a client that opens and resets streams is bounded here: what it
 //! left running may be no more than a few times what it may have open.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, net::IpAddr, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 use pingora::{
@@ -26,7 +26,13 @@ use pingora::{
 use tokio::task::coop::consume_budget;
 use tokio_util::task::TaskTracker;
 
-use crate::{config, door::REQUESTS_PER_CONNECTION, proxy::Gateway};
+use crate::{
+    abuse::Abuse,
+    budget::{Budget, Hold},
+    config,
+    door::REQUESTS_PER_CONNECTION,
+    proxy::Gateway,
+};
 
 /// Most streams that a client may have open on a connection.
 const STREAMS_MAX: u32 = 100;
@@ -37,8 +43,11 @@ const MALFORMED_MAX: u32 = 32;
 /// Of the 128 reads and writes that tokio lets a task do in one turn, those that a connection goes
 /// without.
 const SPARED_OF_A_TURN: u32 = 120;
-/// Answer bytes that wait for a client to take them, by stream.
-const SEND_BUFFER_BYTES: usize = 64 * 1_024;
+/// Answer bytes that wait for a client to take them, by stream, beyond those that are counted with
+/// the request.
+const SEND_BUFFER_BYTES: usize = 16 * 1_024;
+/// What a connection is counted for: its buffers, tables, and what a client may send unasked.
+const CONNECTION_BYTES: usize = 64 * 1_024;
 
 /// The gateway as Pingora's loop calls it, which brings the requests of HTTP/2. This is the only
 /// `ProxyHttp` implementation.
@@ -85,67 +94,98 @@ impl ProxyHttp for Proxied {
     }
 }
 
-/// Serves one connection to its end.
-pub(super) async fn serve(
-    proxy: &Arc<HttpProxy<Proxied>>,
-    stream: Stream,
-    shutdown: &ShutdownWatch,
-    deadline: Duration,
-) {
-    let digest = Arc::new(Digest {
-        ssl_digest: stream.get_ssl_digest(),
-        timing_digest: stream.get_timing_digest(),
-        proxy_digest: stream.get_proxy_digest(),
-        socket_digest: stream.get_socket_digest(),
-    });
-    let Ok(Ok(mut connection)) = timeout(deadline, handshake(stream, Some(options()))).await else {
-        return;
-    };
-    let mut stopping = shutdown.clone();
-    let (mut leaving, mut served, mut malformed) = (false, 0, 0);
-    // Requests outlive the connection: what they began is finished and kept.
-    let requests = TaskTracker::new();
-    requests.close();
-    loop {
-        let idle = async {
-            requests.wait().await;
-            sleep(Duration::from_secs(config::CLIENT_IDLE_SECONDS)).await;
+/// One connection.
+pub(super) struct Connection<'a> {
+    pub(super) proxy: &'a Arc<HttpProxy<Proxied>>,
+    pub(super) abuse: &'a Abuse,
+    pub(super) budget: &'a Arc<Budget>,
+    pub(super) address: IpAddr,
+    /// How long the client may take to shake hands.
+    pub(super) deadline: Duration,
+}
+
+impl Connection<'_> {
+    /// Serves it to its end.
+    pub(super) async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        let mut hold = Hold::default();
+        let source = self.abuse.source(self.address);
+        let room = self.budget.add_wire(&mut hold, source, CONNECTION_BYTES);
+        if room.is_err() {
+            return;
+        }
+        let digest = Arc::new(Digest {
+            ssl_digest: stream.get_ssl_digest(),
+            timing_digest: stream.get_timing_digest(),
+            proxy_digest: stream.get_proxy_digest(),
+            socket_digest: stream.get_socket_digest(),
+        });
+        let shaken = timeout(self.deadline, handshake(stream, Some(options()))).await;
+        let Ok(Ok(mut connection)) = shaken else {
+            return;
         };
-        let accepted = tokio::select! {
-            biased;
-            _ = stopping.wait_for(|begun| *begun), if !leaving => {
-                connection.graceful_shutdown();
-                leaving = true;
-                continue;
-            }
-            accepted = briefly(HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest))) => {
-                accepted
-            }
-            () = idle => return,
-        };
-        match accepted {
-            Err(_) | Ok(None) => return,
-            Ok(Some(H2Accept::Rejected)) => {
-                malformed += 1;
-                if malformed == MALFORMED_MAX {
-                    return;
-                }
-            }
-            Ok(Some(H2Accept::Session(session))) => {
-                served += 1;
-                if served == REQUESTS_PER_CONNECTION {
+        let mut stopping = shutdown.clone();
+        let (mut leaving, mut served, mut malformed) = (false, 0, 0);
+        // Requests outlive the connection: what they began is finished and kept.
+        let requests = TaskTracker::new();
+        requests.close();
+        loop {
+            let idle = async {
+                requests.wait().await;
+                sleep(Duration::from_secs(config::CLIENT_IDLE_SECONDS)).await;
+            };
+            let accept = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest));
+            let accepted = tokio::select! {
+                biased;
+                _ = stopping.wait_for(|begun| *begun), if !leaving => {
                     connection.graceful_shutdown();
+                    leaving = true;
+                    continue;
                 }
-                if requests.len() >= WORK_MAX {
-                    metrics::counter!("gateway_http2_floods_total").increment(1);
-                    return;
+                accepted = briefly(accept) => accepted,
+                () = idle => return,
+            };
+            match accepted {
+                Ok(None) => return,
+                Err(error) => return self.note(&error),
+                Ok(Some(H2Accept::Rejected)) => {
+                    self.abuse.malformed(self.address);
+                    malformed += 1;
+                    if malformed == MALFORMED_MAX {
+                        return;
+                    }
                 }
-                let (proxy, shutdown) = (Arc::clone(proxy), shutdown.clone());
-                requests.spawn(async move {
-                    let session = ServerSession::new_http2(session);
-                    proxy.process_new_http(session, &shutdown).await;
-                });
+                Ok(Some(H2Accept::Session(session))) => {
+                    served += 1;
+                    if served == REQUESTS_PER_CONNECTION {
+                        connection.graceful_shutdown();
+                    }
+                    if requests.len() >= WORK_MAX {
+                        metrics::counter!("gateway_http2_floods_total").increment(1);
+                        return;
+                    }
+                    let (proxy, shutdown) = (Arc::clone(self.proxy), shutdown.clone());
+                    requests.spawn(async move {
+                        let session = ServerSession::new_http2(session);
+                        proxy.process_new_http(session, &shutdown).await;
+                    });
+                }
             }
+        }
+    }
+
+    /// Notes why the connection ended. Of malformed requests that the `h2` crate resets by itself
+    /// nothing is heard, until it has had enough of them.
+    fn note(&self, error: &Error) {
+        let cause = error.cause.as_deref();
+        let Some(cause) = cause.and_then(|cause| cause.downcast_ref::<h2::Error>()) else {
+            return;
+        };
+        if cause.is_remote() || cause.is_io() {
+            return;
+        }
+        let enough = cause.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        for _ in 0..if enough { MALFORMED_MAX } else { 1 } {
+            self.abuse.malformed(self.address);
         }
     }
 }
@@ -170,5 +210,6 @@ fn options() -> H2Options {
     options.max_concurrent_streams(STREAMS_MAX);
     options.max_header_list_size(u32::try_from(config::HEADERS_MAX_BYTES).unwrap_or(u32::MAX));
     options.max_send_buffer_size(SEND_BUFFER_BYTES);
+    options.max_local_error_reset_streams(Some(MALFORMED_MAX as usize));
     options
 }

@@ -6,7 +6,10 @@
 
 use memchr::memchr;
 
-use crate::config::{HEADERS_MAX, HEADERS_MAX_BYTES, TARGET_MAX_BYTES};
+use crate::{
+    budget::Lack,
+    config::{HEADERS_MAX, HEADERS_MAX_BYTES, TARGET_MAX_BYTES},
+};
 
 /// Longest method; those that exist have at most 7 letters.
 const METHOD_MAX_BYTES: usize = 16;
@@ -40,6 +43,10 @@ pub enum Fault {
     Late,
     /// There are as many connections as may be.
     Crowded,
+    /// There are as many connections of its address as may be.
+    Share,
+    /// There is no room for it among what is held.
+    Full(Lack),
 }
 
 /// What has been seen of the fields that say where a request ends and whom it is for.

@@ -14,6 +14,7 @@ use crate::{
     door::tls::Tls,
     drain::Drain,
     idempotency::Idempotency,
+    keys::uses,
     limit::{generation::Generation, quota::Seeder},
     redis::Redis,
     sight::access::AccessLog,
@@ -23,6 +24,22 @@ use crate::{
     streams::Streams,
     upstream::Upstreams,
 };
+
+/// What is known of tenants, keys and rules, followed; and what is noted of the keys' use.
+pub(super) fn snapshots(
+    options: &RunOptions,
+    pool: &Pool,
+    lifecycle: &Lifecycle,
+) -> Arc<Snapshots> {
+    let stop = || lifecycle.stopping();
+    let snapshots = Arc::new(Snapshots::empty(Instant::now()));
+    let (database, sealing) = (options.database.clone(), options.signatures_key.clone());
+    let follow = store::follow(database, sealing, Arc::clone(&snapshots), stop());
+    lifecycle.spawn("snapshot", follow);
+    let note = uses::write(pool.clone(), Arc::clone(&snapshots), stop());
+    lifecycle.spawn("key uses", note);
+    snapshots
+}
 
 /// What is written down of requests: usage and access lines, and what carries them on.
 pub(super) fn records(
@@ -139,8 +156,11 @@ pub(super) fn readiness(
             holds(spool.has_room(), "the usage spool is full")
         })
         .with("jwks", move || {
-            let known = jwks.as_ref().is_none_or(|jwks| jwks.version() > 0);
-            holds(known, "the issuer's keys were never read")
+            let known = jwks.as_ref().is_none_or(|jwks| jwks.is_known());
+            holds(
+                known,
+                "the issuer's keys were never read, or not for too long",
+            )
         })
 }
 
@@ -170,7 +190,8 @@ pub(super) fn jwks(
         (None, None) => Source::Issuer(options.jwt_issuer.clone()),
     };
     let ttl = Duration::from_secs(options.jwks_ttl_seconds);
-    Ok(Some(Arc::new(Jwks::new(source, ttl, news)?)))
+    let stale_max = Duration::from_secs(options.jwks_stale_max_seconds);
+    Ok(Some(Arc::new(Jwks::new(source, ttl, stale_max, news)?)))
 }
 
 pub(super) fn rules(options: &TokenOptions) -> Rules {

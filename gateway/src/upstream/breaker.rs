@@ -145,6 +145,15 @@ impl Breaker {
         }
     }
 
+    /// Why it opened, if it is not closed again.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Open(outage) | Self::HalfOpen(outage) => Some(outage.cause),
+            Self::Closed(_) => None,
+        }
+    }
+
     /// Why it is open, if it is.
     #[must_use]
     pub fn open_for(&self) -> Option<Cause> {

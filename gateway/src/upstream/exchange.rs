@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use contracts::{assertion::Audience, id::TenantId};
 use http::{StatusCode, header};
 use pingora::{
@@ -15,7 +15,10 @@ use pingora::{
 use tokio::io::AsyncWriteExt as _;
 
 use super::{Pick, Upstreams};
-use crate::{config, headers};
+use crate::{
+    budget::{Account, Gathered, Lack},
+    config, headers,
+};
 
 /// A body up to this size is sent together with its header.
 const TOGETHER_MAX_BYTES: usize = 16 * 1_024;
@@ -72,6 +75,9 @@ pub enum Failure {
     /// It answered with more than may be captured.
     #[error("answered with too much")]
     TooLarge,
+    /// There is no room for its answer, though it acted.
+    #[error("{0}")]
+    NoRoom(Lack),
 }
 
 /// How one attempt failed.
@@ -88,11 +94,15 @@ impl Upstreams {
     ///
     /// # Errors
     /// Why there is no answer.
-    pub async fn exchange(&self, order: &Order<'_>) -> Result<Answer, Failure> {
+    pub async fn exchange(
+        &self,
+        order: &Order<'_>,
+        account: &mut Account<'_>,
+    ) -> Result<Answer, Failure> {
         let started = Instant::now();
         let begun = self.open(order).await?;
         let rest = order.deadline.saturating_sub(started.elapsed());
-        begun.finish(rest).await
+        begun.finish(rest, account).await
     }
 
     /// Sends a request and waits for the answer's header.
@@ -197,12 +207,15 @@ impl Begun {
     ///
     /// # Errors
     /// Why it cannot.
-    pub async fn finish(mut self, deadline: Duration) -> Result<Answer, Failure> {
-        let read = timeout(deadline, read_body(&mut self.session)).await;
-        let body = read
-            .map_err(|_| Failure::Timeout)?
-            .map_err(|error| failure(&error))?
-            .ok_or(Failure::TooLarge)?;
+    pub async fn finish(
+        mut self,
+        deadline: Duration,
+        account: &mut Account<'_>,
+    ) -> Result<Answer, Failure> {
+        let most = self.length().unwrap_or(config::ANSWER_MAX_BYTES);
+        let read = read_body(&mut self.session, most, account);
+        let read = timeout(deadline, read).await;
+        let body = read.map_err(|_| Failure::Timeout)??;
         let header = self.header;
         release(self.session, &self.pick).await;
         Ok(Answer { header, body })
@@ -218,6 +231,18 @@ async fn release(mut session: HttpSession, pick: &Pick) {
     session.respect_keepalive();
     if let Some(stream) = session.reuse().await {
         pick.keep(stream);
+    }
+}
+
+impl From<Lack> for Failure {
+    fn from(lack: Lack) -> Self {
+        Self::NoRoom(lack)
+    }
+}
+
+impl From<Box<Error>> for Failure {
+    fn from(error: Box<Error>) -> Self {
+        failure(&error)
     }
 }
 
@@ -272,20 +297,23 @@ async fn begin(
     }
 }
 
-/// Reads the answer's body; `None` when it is more than may be captured.
-async fn read_body(session: &mut HttpSession) -> pingora::Result<Option<Bytes>> {
-    let Some(first) = session.read_body_bytes().await? else {
-        return Ok(Some(Bytes::new()));
-    };
-    if session.is_body_done() {
-        return Ok(Some(first));
-    }
-    let mut body = BytesMut::from(first);
+/// Reads the answer's body, which has `most` bytes if it says so.
+async fn read_body(
+    session: &mut HttpSession,
+    most: usize,
+    account: &mut Account<'_>,
+) -> Result<Bytes, Failure> {
+    let mut body = Gathered::new(most.min(config::ANSWER_MAX_BYTES));
     while let Some(chunk) = session.read_body_bytes().await? {
         if body.len() + chunk.len() > config::ANSWER_MAX_BYTES {
-            return Ok(None);
+            return Err(Failure::TooLarge);
         }
-        body.extend_from_slice(&chunk);
+        if body.is_empty() && session.is_body_done() {
+            // Read in one go: once more it is in what was read.
+            account.add(2 * chunk.len())?;
+            return Ok(chunk);
+        }
+        body.push(&chunk, account)?;
     }
-    Ok(Some(body.freeze()))
+    Ok(body.freeze())
 }

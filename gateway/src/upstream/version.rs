@@ -69,14 +69,18 @@ struct Outcomes {
 const IN: u8 = 0;
 /// Requests may go there that know of a failure to connect.
 const DOUBTED: u8 = 1;
-/// One request may.
+/// One request may, and others only if there is nothing better.
 const TRIAL: u8 = 2;
-/// It has.
+/// The one has.
 const TRIED: u8 = 3;
 /// Only if there is nothing better.
 const SICK: u8 = 4;
 /// None may.
 const OUT: u8 = 5;
+/// One request may, and no other: who could not be reached is not to be stormed when it is back.
+const PROBE: u8 = 6;
+/// It has.
+const PROBED: u8 = 7;
 
 impl Version {
     /// A version at `host`, whose addresses are not known yet unless `host` is one.
@@ -205,13 +209,15 @@ impl Target {
 
     /// Whether a request may go there, and then whether on trial.
     fn admit(&self) -> Option<bool> {
+        let first = |from, to| {
+            let (relaxed, gate) = (Ordering::Relaxed, &self.gate);
+            let first = gate.compare_exchange(from, to, relaxed, relaxed);
+            first.is_ok().then_some(true)
+        };
         match self.gate.load(Ordering::Relaxed) {
             IN | DOUBTED => Some(false),
-            TRIAL => {
-                let (relaxed, gate) = (Ordering::Relaxed, &self.gate);
-                let first = gate.compare_exchange(TRIAL, TRIED, relaxed, relaxed);
-                first.is_ok().then_some(true)
-            }
+            TRIAL => first(TRIAL, TRIED),
+            PROBE => first(PROBE, PROBED),
             _ => None,
         }
     }
@@ -258,8 +264,9 @@ impl Target {
 }
 
 fn gate(breaker: &Breaker) -> u8 {
-    match (breaker, breaker.open_for()) {
-        (Breaker::HalfOpen(_), _) => TRIAL,
+    match (breaker, breaker.cause()) {
+        (Breaker::HalfOpen(_), Some(Cause::Sick)) => TRIAL,
+        (Breaker::HalfOpen(_), _) => PROBE,
         (_, Some(Cause::Sick)) => SICK,
         (_, Some(Cause::Unreachable)) => OUT,
         _ if breaker.doubts() => DOUBTED,
@@ -334,7 +341,9 @@ impl Drop for Pick {
         // Nobody waited for the outcome of the trial: the next request has it.
         if self.trial && !self.noted {
             let (relaxed, gate) = (Ordering::Relaxed, &self.target.gate);
-            gate.compare_exchange(TRIED, TRIAL, relaxed, relaxed).ok();
+            for (from, to) in [(TRIED, TRIAL), (PROBED, PROBE)] {
+                gate.compare_exchange(from, to, relaxed, relaxed).ok();
+            }
         }
     }
 }
@@ -394,6 +403,25 @@ mod tests {
         assert!(version.pick(None).is_none(), "one at a time");
         drop(trial);
         let mut trial = version.pick(None).unwrap();
+        trial.answered(StatusCode::OK);
+        assert!(version.pick(None).is_some() && version.pick(None).is_some());
+    }
+
+    #[test]
+    fn an_address_that_could_not_be_reached_is_tried_by_one_and_no_other() {
+        let version = version(1);
+        for _ in 0..UNREACHABLE_MAX {
+            version.pick(None).unwrap().unreachable();
+        }
+        let target = Arc::clone(&version.targets()[0]);
+        let none = || version.pick(None).is_none() && version.pick_sick().is_none();
+        assert!(none());
+        target.turn(|breaker, now| breaker.wait(now + super::super::breaker::PAUSE_MAX));
+        let trial = version.pick(None).unwrap();
+        assert!(none(), "one at a time");
+        drop(trial);
+        let mut trial = version.pick(None).unwrap();
+        assert!(none());
         trial.answered(StatusCode::OK);
         assert!(version.pick(None).is_some() && version.pick(None).is_some());
     }

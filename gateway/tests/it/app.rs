@@ -154,6 +154,11 @@ impl App {
         json(&self.environment, command)
     }
 
+    /// The binary with this app's environment.
+    pub(crate) fn binary(&self) -> Command {
+        binary(&self.environment)
+    }
+
     /// The same, as a process's output.
     pub(crate) fn run(&self, command: &str) -> std::process::Output {
         run(&self.environment, command)

@@ -207,7 +207,7 @@ async fn routes_that_do_not_exist_are_404_and_methods_405() {
     let answer = problem(app.get("/v1/nothing").await).await;
     assert_eq!(
         (&answer["code"], &answer["instance"]),
-        (&json!("NOT_FOUND"), &json!("/v1/nothing"))
+        (&json!("NOT_FOUND"), &json!("/..."))
     );
     let response = app.request(Method::PUT, "/v1/jobs").send().await.unwrap();
     assert_eq!(response.headers()["allow"], "POST, GET");

@@ -13,6 +13,7 @@ pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const CONTINUATION: u8 = 9;
 
 pub(crate) const END_STREAM: u8 = 1;
@@ -57,9 +58,13 @@ pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
 /// A connection on which frames may follow.
 pub(crate) async fn connect(listen: SocketAddr) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(listen).await?;
-    let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
-    stream.write_all(&hello).await?;
+    stream.write_all(&hello()).await?;
     Ok(stream)
+}
+
+/// What every connection begins with.
+pub(crate) fn hello() -> Vec<u8> {
+    [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
 /// What the gateway makes of `frames` on stream 1 of a connection of their own.

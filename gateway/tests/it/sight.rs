@@ -6,8 +6,10 @@ use std::{
 };
 
 use axum::{Router, body::Bytes, routing::post};
-use ops::testing::eventually;
+use contracts::id::JobId;
+use ops::testing::{TestProcess, eventually, free_address};
 use reqwest::{Method, StatusCode};
+use serde_json::Value;
 
 use crate::{app, fleet::GENEROUS};
 
@@ -82,4 +84,64 @@ async fn requests_are_counted_by_route_and_plan_and_many_plans_are_one() {
     };
     assert!(counted("test") && counted("other"), "{metrics}");
     assert!(!metrics.contains("p19"), "no more labels than are named");
+}
+
+#[tokio::test]
+async fn a_secret_in_a_path_is_shown_nowhere() {
+    let app = app::start(&[]).await;
+    let (listen, admin) = (free_address(), free_address());
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut command = app.binary();
+    command.arg("run").env("RUST_LOG", "debug");
+    command
+        .env("LISTEN", listen.to_string())
+        .env("ADMIN_LISTEN", admin.to_string());
+    let _gateway = TestProcess::start(command.stderr(log.reopen().unwrap()));
+    app::ready(admin, listen).await;
+    let job = JobId::generate(ops::clock::Clock::system().now());
+    let shown = [
+        (
+            Method::GET,
+            format!("/v1/jobs/{job}/proof"),
+            format!("/v1/jobs/{job}/proof"),
+        ),
+        (
+            Method::DELETE,
+            "/v1/api-keys/SECRET".to_owned(),
+            "/v1/api-keys/{key_id}".to_owned(),
+        ),
+        (
+            Method::GET,
+            "/v1/jobs/SECRET?a=SECRET".to_owned(),
+            "/v1/jobs/{job_id}".to_owned(),
+        ),
+        (Method::PUT, "/v1/jobs/SECRET".to_owned(), "/...".to_owned()),
+        (
+            Method::GET,
+            "/SECRET/a?b=SECRET".to_owned(),
+            "/...".to_owned(),
+        ),
+    ];
+    for (method, path, _) in &shown {
+        let path = path.replace("SECRET", &app.key);
+        let request = app
+            .client
+            .request(method.clone(), format!("http://{listen}{path}"));
+        let answer = request.bearer_auth(&app.key).send().await.unwrap();
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        let ours = status != StatusCode::OK;
+        assert!(!ours || !text.contains(&app.key), "{path}: {text}");
+    }
+    let lines = async || {
+        let log = std::fs::read_to_string(log.path()).unwrap();
+        let lines = log.lines().filter(|line| line.contains("gateway::access"));
+        let all: Vec<String> = lines.map(str::to_owned).collect();
+        (all.len() == shown.len()).then_some((all, log))
+    };
+    let (lines, log) = eventually("lines are written", Duration::from_secs(5), lines).await;
+    for (line, (_, _, expected)) in lines.iter().zip(&shown) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["http.path"], *expected);
+    }
+    assert!(!log.contains(&app.key), "a secret is written");
 }

@@ -1,13 +1,20 @@
 //! Upstreams that are not well: told apart whatever way a request passes, and left out when there
 //! is another address.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use futures::future::join_all;
 use ops::testing::{eventually, free_address};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use tokio::{
-    io::AsyncReadExt as _,
-    net::{TcpListener, lookup_host},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, lookup_host},
 };
 
 use crate::app::{self, App, problem};
@@ -131,4 +138,67 @@ async fn failures_that_one_tenant_can_cause_shut_the_door_on_nobody() {
     }
     assert_eq!(app.get("/v1/jobs").await.status(), StatusCode::OK);
     assert!(outcomes(&app, "sick").await >= 40);
+}
+
+/// An upstream that is never well to checks, counts its requests, and answers each after a while.
+async fn counting() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let count = Arc::<AtomicUsize>::default();
+    let seen = Arc::clone(&count);
+    let serve = async |mut stream: TcpStream, seen: Arc<AtomicUsize>| {
+        let mut request = [0; 4_096];
+        while let Ok(read @ 1..) = stream.read(&mut request).await {
+            let checks = request[..read].starts_with(b"GET /check ");
+            if !checks {
+                seen.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            let line = if checks {
+                "503 Service Unavailable"
+            } else {
+                "200 OK"
+            };
+            let answer = format!("HTTP/1.1 {line}\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.ok();
+        }
+    };
+    #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, Arc::clone(&seen)));
+        }
+    });
+    (url, count)
+}
+
+#[tokio::test]
+async fn after_an_outage_one_request_tries_and_the_others_are_refused_at_once() {
+    let (url, count) = counting().await;
+    let app = app::start(&[("JOBS_URL", &url), ("UPSTREAM_CHECK_PATH", "/check")]).await;
+    let out = async || {
+        let out =
+            "gateway_upstream_addresses{upstream=\"jobs\",version=\"stable\",state=\"out\"} 1";
+        app.metrics().await.contains(out).then_some(())
+    };
+    eventually("it is out", Duration::from_secs(10), out).await;
+    let before = count.load(Ordering::SeqCst);
+    // Until its pause is over nobody gets there.
+    let batch = async || {
+        let answers = join_all((0..32).map(|_| app.get("/v1/jobs"))).await;
+        let tried = count.load(Ordering::SeqCst) - before;
+        (tried > 0).then_some((tried, answers))
+    };
+    let (tried, answers) = eventually("its pause is over", Duration::from_secs(10), batch).await;
+    assert_eq!(tried, 1);
+    let of = |status| {
+        answers
+            .iter()
+            .filter(|answer| answer.status() == status)
+            .count()
+    };
+    assert_eq!(
+        (of(StatusCode::OK), of(StatusCode::SERVICE_UNAVAILABLE)),
+        (1, 31)
+    );
 }

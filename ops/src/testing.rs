@@ -294,16 +294,21 @@ impl TestProcess {
         self.0.try_wait().expect("the process is ours")
     }
 
-    /// SIGTERM, then its exit code within `deadline`.
+    /// SIGTERM. A second one would end it at once.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn stop(&self) {
+        let pid = self.0.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.expect("kill is there").success());
+    }
+
+    /// Its exit code, within `deadline`.
     ///
     /// # Panics
     /// When it does not end in time.
-    pub fn terminate(&mut self, deadline: Duration) -> Option<i32> {
-        let pid = self.0.id().to_string();
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill is there");
+    pub fn exit_code(&mut self, deadline: Duration) -> Option<i32> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.ended() {
@@ -311,10 +316,19 @@ impl TestProcess {
             }
             assert!(
                 started.elapsed() < deadline,
-                "still running {deadline:?} after SIGTERM"
+                "still running after {deadline:?}"
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// SIGTERM, then its exit code within `deadline`.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn terminate(&mut self, deadline: Duration) -> Option<i32> {
+        self.stop();
+        self.exit_code(deadline)
     }
 }
 

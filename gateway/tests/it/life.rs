@@ -39,7 +39,6 @@ async fn bad_configuration_exits_64_and_an_unknown_schema_is_refused() {
 async fn sigterm_is_seen_first_then_everyone_is_served_and_then_it_ends() {
     let mut app = app::start(&[("LAME_DUCK_MS", "500")]).await;
     let (stopping, served) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let pid = app.gateway_pid();
     let worker = |worker: usize| {
         let (app, stopping, served) = (&app, &stopping, &served);
         async move {
@@ -60,16 +59,13 @@ async fn sigterm_is_seen_first_then_everyone_is_served_and_then_it_ends() {
             (served.load(Ordering::Relaxed) > 8).then_some(())
         })
         .await;
-        std::process::Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .unwrap();
+        app.gateway.stop();
         app.not_ready("SIGTERM").await;
         stopping.store(true, Ordering::Relaxed);
     };
     tokio::join!(join_all((0..8).map(worker)), load_balancer);
     let told = Instant::now();
-    assert_eq!(app.gateway.terminate(Duration::from_secs(15)), Some(0));
+    assert_eq!(app.gateway.exit_code(Duration::from_secs(15)), Some(0));
     assert!(
         told.elapsed() < Duration::from_secs(12),
         "{:?}",

@@ -1,9 +1,6 @@
 //! Streams: how many there may be and for how long, and how they end.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures::{SinkExt as _, StreamExt as _};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -52,9 +49,7 @@ async fn streams_are_told_to_come_back_when_the_process_ends() {
         (read(stream).await, started.elapsed())
     };
     let ending = async {
-        let pid = app.gateway_pid();
-        let kill = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(kill.unwrap().success());
+        app.gateway.stop();
     };
     let ((events, took), ()) = tokio::join!(reading, ending);
     assert!(events > 3, "they go on through the drain: {events}");
@@ -62,7 +57,7 @@ async fn streams_are_told_to_come_back_when_the_process_ends() {
         took < Duration::from_secs(8),
         "nobody waits for them: {took:?}"
     );
-    assert_eq!(app.gateway.terminate(Duration::from_secs(5)), Some(0));
+    assert_eq!(app.gateway.exit_code(Duration::from_secs(5)), Some(0));
 }
 
 #[tokio::test]
@@ -231,14 +226,12 @@ async fn a_websocket_is_closed_in_good_order_when_the_process_ends() {
     let mut socket = open_socket(&app, "/v1/jobs/job_1/events", &app.key)
         .await
         .unwrap();
-    let pid = app.gateway_pid();
-    let kill = Command::new("kill").args(["-TERM", &pid]).status();
-    assert!(kill.unwrap().success());
+    app.gateway.stop();
     let farewell = loop {
         if let Message::Close(farewell) = socket.next().await.unwrap().unwrap() {
             break farewell.unwrap();
         }
     };
     assert_eq!(farewell.code, CloseCode::Away);
-    assert_eq!(app.gateway.terminate(Duration::from_secs(5)), Some(0));
+    assert_eq!(app.gateway.exit_code(Duration::from_secs(5)), Some(0));
 }

@@ -5,8 +5,8 @@
 -- KEYS: the buckets, the generation.
 -- Buckets that are not there, or are those of a time before the caller saw them, are at best as the
 -- caller saw them, if that was after Redis was last empty (they were evicted, or Redis has just
--- come back with what it was). Were they flushed, which nobody has noticed yet, they are empty now. Else
--- they were empty when Redis last was, which is full by now unless that was a flush.
+-- come back with what it was). Were they flushed, which nobody has noticed yet, they are empty now.
+-- Else they were empty when Redis last was, which is full by now unless that was a flush.
 -- The time is Redis's own: gateways with clocks that disagree must not mint tokens.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

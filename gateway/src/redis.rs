@@ -215,7 +215,9 @@ impl Redis {
             let call = self.call::<Value>(script, keys, arguments);
             self.guarded(call).await.ok();
         } else {
-            self.line.tell(&script.command(keys, arguments));
+            // Nobody is there to send it again if Redis does not know the script.
+            self.line
+                .tell(&script.by_text(script.command(keys, arguments)));
         }
     }
 
@@ -272,8 +274,7 @@ impl Redis {
         let mut answer = self.line.ask(&command).await;
         // A restarted Redis does not know the script; running it by text teaches it.
         if matches!(&answer, Err(fault) if fault.text.starts_with("NOSCRIPT")) {
-            command[0] = Value::from_static_str("EVAL");
-            command[1] = Value::from_static_str(script.text);
+            command = script.by_text(command);
             answer = self.line.ask(&command).await;
         }
         Ok(R::from_value(answer?)?)
@@ -319,6 +320,13 @@ impl Script {
         command.extend(by_hash.into_iter().chain([Value::from(count)]));
         command.extend(keys.into_iter().map(Value::from));
         command.extend(arguments);
+        command
+    }
+
+    /// The same, whether or not Redis knows the script.
+    fn by_text(&self, mut command: Vec<Value>) -> Vec<Value> {
+        command[0] = Value::from_static_str("EVAL");
+        command[1] = Value::from_static_str(self.text);
         command
     }
 }

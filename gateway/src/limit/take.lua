@@ -4,15 +4,18 @@
 -- while it could not ask. Then capacity and tokens a millisecond of each bucket.
 -- KEYS: the buckets, the generation.
 -- Buckets that are not there, or are those of a time before the caller saw them, are at best as the
--- caller saw them, if that was after Redis was last empty (they were evicted, or Redis has just come
--- back with what it was). Were they flushed, which nobody has noticed yet, they are empty now. Else
--- they were empty when Redis last was, which is full by now unless that was a flush.
+-- caller saw them, if that was after Redis was last empty (they were evicted, or Redis has just
+-- come back with what it was). Were they flushed, which nobody has noticed yet, they are empty now.
+-- Else they were empty when Redis last was, which is full by now unless that was a flush.
 -- The time is Redis's own: gateways with clocks that disagree must not mint tokens.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local stored = redis.call('HMGET', KEYS[1], 'at', 'born', 't1', 't2')
-local at, born, seen = tonumber(stored[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-if not at and seen > 0 and not redis.call('HGET', KEYS[2], 'born') then
+-- Another gateway may have noticed before the caller did.
+local known = tonumber(redis.call('HGET', KEYS[2], 'born'))
+local at, seen = tonumber(stored[1]), tonumber(ARGV[3])
+local born = math.max(tonumber(ARGV[2]), known or 0)
+if not at and seen > 0 and not known then
   at, stored[3], stored[4] = now, 0, 0
 elseif seen > born and (not at or at < seen) then
   at = seen

@@ -14,8 +14,9 @@ use crate::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, PING, RST_STREAM, SETTINGS,
         block, connect, frame, outcome,
     },
-    load::{Victim, rss_mib, seconds},
+    load::{Victim, rss_mib},
     recorder::Recorder,
+    seconds,
 };
 
 type Fields<'a> = Vec<(&'a str, &'a str)>;
@@ -168,7 +169,7 @@ async fn floods_of_frames_leave_memory_and_others_latency_bounded() {
     let app = app::start(&[("JOBS_URL", &upstream.url), ("H2C", "true")]).await;
     let pid = app.gateway.id();
     let mut victim = Victim::connect(&app).await;
-    let time = seconds(2, 60);
+    let time = seconds(60, 2);
     victim.measure(Duration::from_secs(1)).await;
     let calm = victim.measure(time).await;
     let before = rss_mib(pid);

@@ -1,8 +1,21 @@
 //! Rate limits: the published headers, the refusal, the recovery, and the way on without Redis.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use ops::testing::eventually;
+use contracts::id::TenantId;
+use gateway::{
+    limit::{Limiter, generation::Generation},
+    redis::Redis,
+    sight::PlanLabel,
+    snapshot::{Plan, Tenant},
+};
+use ops::{
+    clock::Clock,
+    testing::{eventually, prefix, service},
+};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::json;
 
@@ -108,6 +121,67 @@ async fn buckets_of_an_earlier_time_are_at_best_as_they_were_last_seen() {
         admitted += u32::from(app.get("/v1/jobs").await.status() == StatusCode::OK);
     }
     assert!(admitted <= 3, "{admitted}");
+}
+
+/// What two gateways do that saw a generation of Redis begin long ago, and look no more.
+#[tokio::test]
+async fn after_a_flush_that_a_gateway_has_not_noticed_nobody_gets_a_full_bucket() {
+    const BURST: u32 = 20;
+    let (url, prefix) = (service("REDIS_URL"), prefix("gw"));
+    let limiter = || {
+        let (url, deadline) = (url.clone().into(), Duration::from_secs(2));
+        let redis = Redis::new(&url, &prefix, deadline).unwrap();
+        Limiter::new(redis, Generation::default(), 2)
+    };
+    let begin = async |born: &str| {
+        let place = format!("{prefix}:generation_of_run");
+        let _: i64 = redis::ask(&url, &["HSET", &place, "born", born]).await;
+    };
+    let admitted = async |limiter: &Limiter, tenant: &Tenant| {
+        let mut admitted = 0;
+        for _ in 0..2 * BURST {
+            admitted += u32::from(limiter.decide(tenant).await.refusal().is_none());
+        }
+        admitted
+    };
+    // Of a flush that nobody has noticed, and of one that the other gateway has.
+    for noticed in [false, true] {
+        let (full, drains, tenant) = (limiter(), limiter(), tenant(BURST));
+        begin("0").await;
+        assert_eq!(full.decide(&tenant).await.refusal(), None);
+        assert!(admitted(&drains, &tenant).await >= BURST - 1);
+        for key in redis::keys(&url, &prefix).await {
+            let _: i64 = redis::ask(&url, &["DEL", &key]).await;
+        }
+        if noticed {
+            let now: Vec<String> = redis::ask(&url, &["TIME"]).await;
+            let micros = format!("{}{:0>6}", now[0], now[1]);
+            begin(&micros[..micros.len() - 3]).await;
+        }
+        let admitted = admitted(&full, &tenant).await;
+        assert!(admitted <= 3, "{admitted}, noticed: {noticed}");
+    }
+}
+
+/// A tenant that may ask once a second.
+fn tenant(burst: u32) -> Tenant {
+    let plan = Plan {
+        name: "test".to_owned(),
+        per_minute: 60,
+        burst,
+        per_hour: 100_000,
+        quota: None,
+        active_jobs: 1,
+        priority: 5,
+        label: PlanLabel::default(),
+    };
+    Tenant {
+        id: TenantId::generate(Clock::system().now()),
+        plan: Arc::new(plan),
+        unique_content: false,
+        allowed: Vec::new(),
+        signing: None,
+    }
 }
 
 #[tokio::test]

@@ -53,12 +53,6 @@ impl Victim {
     }
 }
 
-/// `short` seconds, or `long` ones where tests run as the issue words them.
-pub(crate) fn seconds(short: u64, long: u64) -> Duration {
-    let is_long = std::env::var_os("JOBSEAL_LONG").is_some_and(|value| value == "1");
-    Duration::from_secs(if is_long { long } else { short })
-}
-
 /// Resident memory of a process.
 pub(crate) fn rss_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

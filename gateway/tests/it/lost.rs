@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use ops::testing::{eventually, prefix};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     app::{job, problem},
     fleet::{Fleet, GENEROUS},
     quota::{text, used},
-    redis,
+    raw, redis,
 };
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -104,6 +105,51 @@ async fn what_a_killed_gateway_had_done_stays_charged_when_the_service_repeats_i
     assert_eq!(retried.status(), StatusCode::ACCEPTED);
     assert!(is_replayed(&retried));
     assert_eq!(charged, Some(1));
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_came_too_late_is_ended_and_its_retry_gets_the_answer() {
+    let own = redis::Server::start().await;
+    let url = own.url();
+    let plan = format!("{GENEROUS} --monthly-cu 100");
+    let fleet = Fleet::start_with_plan(1, &[("REDIS_URL", &url)], &plan).await;
+    // Redis knows how a claim is made, and no more how one is ended.
+    fleet.submit("k0", &text(1)).await;
+    let _: String = redis::ask(&url, &["SCRIPT", "FLUSH"]).await;
+    assert!(is_replayed(&fleet.submit("k0", &text(1)).await));
+    let body = job(&text(3)).to_string();
+    let head = format!(
+        "POST /v1/jobs HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nIdempotency-Key: k\r\n\
+         Expect: 100-continue\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        fleet.app.key,
+        body.len()
+    );
+    // Limits are asked for the head, the claim is made for the whole.
+    let mut stream = TcpStream::connect(fleet.app.listen).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let let_in = raw::answer(&mut stream).await;
+    assert!(let_in.starts_with("HTTP/1.1 100 "), "{let_in}");
+    own.pause(true);
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let first = raw::answer(&mut stream).await;
+    own.pause(false);
+    assert!(first.starts_with("HTTP/1.1 202 "), "{first}");
+    eventually("Redis is asked again", DEADLINE, async || {
+        is_replayed(&fleet.submit("k0", &text(1)).await).then_some(())
+    })
+    .await;
+    // Well before the claim would end by itself.
+    let (hits, deadline) = (fleet.hits(), Duration::from_secs(3));
+    let again = eventually("it is not in progress", deadline, async || {
+        let response = fleet.submit("k", &text(3)).await;
+        (response.status() != StatusCode::CONFLICT).then_some(response)
+    })
+    .await;
+    assert_eq!(again.status(), StatusCode::ACCEPTED);
+    assert!(is_replayed(&again));
+    let location = again.headers()["location"].to_str().unwrap();
+    assert!(first.contains(location), "{location} {first}");
+    assert_eq!((fleet.hits(), used(&fleet).await), (hits, Some(4)));
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ mod lost;
 mod matrix;
 mod memory;
 mod namespace;
+mod odd_answers;
 mod passage;
 mod places;
 mod quota;
@@ -48,8 +49,9 @@ mod unnoticed;
 mod unwell;
 mod upstream;
 
-/// How long a fault lasts: as an issue words it where `JOBSEAL_LONG` is set, else short.
+/// How long a fault or a load lasts: `long` seconds, as an issue words it, where `JOBSEAL_LONG` is
+/// 1; else `short` ones.
 fn seconds(long: u64, short: u64) -> std::time::Duration {
-    let is_long = std::env::var_os("JOBSEAL_LONG").is_some();
+    let is_long = std::env::var_os("JOBSEAL_LONG").is_some_and(|value| value == "1");
     std::time::Duration::from_secs(if is_long { long } else { short })
 }

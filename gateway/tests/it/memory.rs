@@ -8,7 +8,8 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 use crate::{
     app::{self, App},
     frames::{END_HEADERS, END_STREAM, HEADERS, Outcome, block, frame, outcome},
-    load::{rss_mib, seconds},
+    load::rss_mib,
+    seconds,
 };
 
 /// What the gateway may have resident, as built for tests.
@@ -22,7 +23,7 @@ const CLIENTS: usize = 4;
 async fn under_mixed_load_memory_is_flat_and_at_most_96_mib() {
     let plan = "--per-minute 6000000 --burst 100000 --per-hour 100000000";
     let app = app::start_with_plan(&[("H2C", "true")], plan).await;
-    let (pid, time) = (app.gateway.id(), seconds(4, 600));
+    let (pid, time) = (app.gateway.id(), seconds(600, 4));
     load(&app, time / 2).await;
     let warm = rss_mib(pid);
     load(&app, time).await;

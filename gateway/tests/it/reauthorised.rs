@@ -167,6 +167,41 @@ async fn a_client_that_leaves_takes_its_stream_along() {
 }
 
 #[tokio::test]
+async fn what_took_long_to_send_is_stated_with_the_plan_of_its_end() {
+    let app = app::start(&[]).await;
+    let stated = || {
+        let claims = app.upstreams.seen.last().claims;
+        (claims.active_jobs_limit, claims.priority)
+    };
+    let body = app::job("a").to_string();
+    let head = format!(
+        "POST /v1/jobs HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nIdempotency-Key: k\r\n\
+         Expect: 100-continue\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        app.key,
+        body.len()
+    );
+    let (most, last) = body.split_at(body.len() - 1);
+    let mut stream = TcpStream::connect(app.listen).await.unwrap();
+    stream.write_all((head + most).as_bytes()).await.unwrap();
+    let let_in = raw::answer(&mut stream).await;
+    assert!(let_in.starts_with("HTTP/1.1 100 "), "{let_in}");
+    app.get("/v1/jobs").await;
+    assert_eq!(stated(), (Some(50), 5));
+    app.admin("admin plan update test --active-jobs 3 --priority 7");
+    let known = async || {
+        app.get("/v1/jobs").await;
+        (stated() == (Some(3), 7)).then_some(())
+    };
+    eventually("the plan is known", Duration::from_secs(3), known).await;
+    stream.write_all(last.as_bytes()).await.unwrap();
+    let answer = raw::answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    assert_eq!(app.upstreams.seen.last().target, "/v1/jobs");
+    assert_eq!(app.upstreams.seen.last().method, "POST");
+    assert_eq!(stated(), (Some(3), 7));
+}
+
+#[tokio::test]
 async fn what_a_revoked_key_had_begun_to_send_is_not_done() {
     let app = app::start(&[]).await;
     let scopes = "jobs:submit,jobs:read,keys:admin";

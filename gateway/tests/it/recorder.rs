@@ -1,4 +1,5 @@
-//! An upstream that records what arrives byte for byte, and answers every request it can frame.
+//! An upstream that records what arrives byte for byte, and answers every request it can frame with
+//! the bytes that it is told.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,10 +17,14 @@ const FRAMING: [&str; 6] = [
     "upgrade",
 ];
 
+const GOOD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+
 /// The upstream.
 pub(crate) struct Recorder {
     pub(crate) url: String,
     requests: Arc<Mutex<Vec<Recorded>>>,
+    answer: Arc<Mutex<String>>,
 }
 
 /// One request as its bytes were.
@@ -37,13 +42,24 @@ impl Recorder {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::<Mutex<Vec<Recorded>>>::default();
         let record = Arc::clone(&requests);
+        let answer = Arc::new(Mutex::new(GOOD.to_owned()));
+        let told = Arc::clone(&answer);
         #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&record)));
+                tokio::spawn(serve(stream, Arc::clone(&record), Arc::clone(&told)));
             }
         });
-        Self { url, requests }
+        Self {
+            url,
+            requests,
+            answer,
+        }
+    }
+
+    /// Answers with these bytes from now on, and closes after them if they say so.
+    pub(crate) fn answer(&self, bytes: &str) {
+        bytes.clone_into(&mut self.answer.lock().unwrap());
     }
 
     /// What arrived since the last call.
@@ -74,7 +90,7 @@ impl Recorded {
 }
 
 /// Reads by the strictest rule: a head with CR LF, then as many bytes as Content-Length says.
-async fn serve(mut stream: TcpStream, record: Arc<Mutex<Vec<Recorded>>>) {
+async fn serve(mut stream: TcpStream, record: Arc<Mutex<Vec<Recorded>>>, told: Arc<Mutex<String>>) {
     let mut bytes = Vec::new();
     loop {
         let end = loop {
@@ -109,9 +125,9 @@ async fn serve(mut stream: TcpStream, record: Arc<Mutex<Vec<Recorded>>>) {
         let rest = bytes.split_off((end + length).min(bytes.len()));
         note(&record, line, fields, bytes[end..].to_vec());
         bytes = rest;
-        let answer =
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
-        if stream.write_all(answer.as_bytes()).await.is_err() {
+        let answer = told.lock().unwrap().clone();
+        let written = stream.write_all(answer.as_bytes()).await;
+        if written.is_err() || answer.contains("connection: close") {
             return;
         }
     }

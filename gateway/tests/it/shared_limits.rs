@@ -186,6 +186,8 @@ fn within_the_command_timeout(sent: &[Sent], fleet: &Fleet) {
     );
 }
 
+/// Redis counts, and within a few seconds the tenant has its rate again: what it was given without
+/// Redis it has paid.
 async fn counts_again(fleet: &Fleet, url: &str) {
     let counted = async || {
         fleet.get("/v1/jobs").await;
@@ -193,4 +195,12 @@ async fn counts_again(fleet: &Fleet, url: &str) {
         found.iter().any(|key| key.contains(":rate:")).then_some(())
     };
     eventually("Redis counts again", Duration::from_secs(10), counted).await;
+    let let_in = async || (fleet.get("/v1/jobs").await.status() == StatusCode::OK).then_some(());
+    eventually("the tenant is let in", Duration::from_secs(5), let_in).await;
+    let lasting = Duration::from_secs(3);
+    let sent = load(fleet, 60, lasting, async {}).await;
+    let admitted = admitted(&sent).len();
+    #[expect(clippy::cast_precision_loss, reason = "small")]
+    let part = admitted as f64 / (20.0 * lasting.as_secs_f64());
+    assert!(part >= 0.8, "{part} of the rate");
 }

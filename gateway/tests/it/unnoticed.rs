@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     net::SocketAddr,
     process::Command,
     sync::{
@@ -23,18 +22,13 @@ use ops::{
 use rdkafka::Message as _;
 use reqwest::{Client, Response, StatusCode};
 
-use crate::app::{self, App};
+use crate::{
+    app::{self, App},
+    seconds,
+};
 
 const CALLERS: usize = 6;
 const END: Duration = Duration::from_secs(20);
-
-fn length() -> Duration {
-    Duration::from_secs(if env::var_os("JOBSEAL_LONG").is_some() {
-        60
-    } else {
-        4
-    })
-}
 
 /// Calls from several sides for as long as it is told, and panics when one call fails.
 struct Load {
@@ -157,7 +151,7 @@ async fn a_new_binary_takes_over_unnoticed_and_no_usage_is_lost_or_told_twice() 
     };
     let upgrade = async {
         let started = Instant::now();
-        while started.elapsed() < length() {
+        while started.elapsed() < seconds(60, 4) {
             load.go_on().await;
             let new = app.process(&[], &["--upgrade"]);
             let mut old = std::mem::replace(&mut app.gateway, new);
@@ -198,7 +192,7 @@ async fn a_reload_every_second_is_unnoticed() {
     let client = app.database.pool().get().await.unwrap();
     let change = async {
         let started = Instant::now();
-        let pause = length() / 60;
+        let pause = seconds(60, 4) / 60;
         for number in 0..60 {
             let sql = format!(
                 "UPDATE gateway.plans SET per_minute = 60000 + {number};
@@ -251,7 +245,7 @@ async fn the_end_of_one_of_two_behind_a_balancer_is_unnoticed() {
     };
     let stop_and_start = async {
         let started = Instant::now();
-        while started.elapsed() < length() {
+        while started.elapsed() < seconds(60, 4) {
             load.go_on().await;
             let pid = second.id().to_string();
             let kill = Command::new("kill").args(["-TERM", &pid]).status();

@@ -36,7 +36,9 @@ local retry, violated, keep = 0, 0, 1000
 local tokens, capacities = {}, {}
 for i = 1, 2 do
   local capacity, rate = tonumber(ARGV[2 * i + 5]), tonumber(ARGV[2 * i + 6])
-  local have = math.min(capacity, tonumber(stored[i + 2]) + (now - at) * rate) - tonumber(ARGV[6])
+  local have = math.min(capacity, tonumber(stored[i + 2]) + (now - at) * rate)
+  -- That was given away at no more than the rate, so it empties a bucket and leaves no debt.
+  have = math.max(math.min(have, 0), have - tonumber(ARGV[6]))
   if have < 1 then
     violated = violated + 2 ^ (i - 1)
     retry = math.max(retry, math.ceil((1 - have) / rate))

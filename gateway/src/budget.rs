@@ -197,6 +197,12 @@ impl Budget {
 }
 
 impl Hold {
+    /// As much more is free as a request's own part is: what was acted upon must not fail for want
+    /// of room for a short answer.
+    pub fn spare(&mut self) {
+        self.asked = self.asked.saturating_sub(FREE_BYTES);
+    }
+
     /// These bytes, counted as this says until the last of them is gone, wherever they wait.
     #[must_use]
     pub fn around(self, bytes: Bytes) -> Bytes {

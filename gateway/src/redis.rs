@@ -202,8 +202,8 @@ impl Redis {
     }
 
     /// Runs `script` after everything that was asked before, however that went: what may have been
-    /// begun without an answer must be ended all the same. While nobody is let through, its answer
-    /// is not waited for.
+    /// begun without an answer must be ended all the same. Where the breaker lets nobody through,
+    /// its answer is not waited for.
     pub async fn conclude(
         &self,
         script: &Script,
@@ -211,13 +211,11 @@ impl Redis {
         arguments: Vec<Value>,
     ) {
         let keys = keys.into();
-        if self.breaker.is_shut() {
-            let call = self.call::<Value>(script, keys, arguments);
-            self.guarded(call).await.ok();
-        } else {
+        let call = self.call::<Value>(script, keys.clone(), arguments.clone());
+        if self.guarded(call).await == Err(Unavailable::Unasked) {
             // Nobody is there to send it again if Redis does not know the script.
-            self.line
-                .tell(&script.by_text(script.command(keys, arguments)));
+            let command = script.command(keys, arguments);
+            self.line.tell(&script.by_text(command));
         }
     }
 
@@ -365,7 +363,8 @@ impl Breaker {
     fn report<R>(&self, outcome: Result<R, Fault>) -> Result<R, Unavailable> {
         match outcome {
             Ok(answer) => {
-                if self.failures.load(Ordering::Relaxed) != 0 {
+                // A failure that was counted before a success may have opened it after that.
+                if self.failures.load(Ordering::Relaxed) != 0 || !self.is_shut() {
                     self.failures.store(0, Ordering::Relaxed);
                     self.open_until.store(0, Ordering::Release);
                 }
@@ -452,5 +451,10 @@ mod tests {
         assert_eq!(breaker.admit(), Err(Unavailable::Unasked));
         assert_eq!(breaker.report(Ok(())), Ok(()));
         assert_eq!(breaker.admit(), Ok(()));
+        // Opened by a failure that a success had already made good.
+        breaker.open_until.store(breaker.now(), Ordering::Release);
+        assert_eq!(breaker.admit(), Ok(()));
+        assert_eq!(breaker.report(Ok(())), Ok(()));
+        assert!(breaker.is_shut());
     }
 }

@@ -261,8 +261,12 @@ impl Spool {
         let Some(present) = writer.present.clone().filter(|_| writer.end == at) else {
             return Ok(false);
         };
-        // At least one piece, which shows that the disk takes it.
-        folder::blank(&present, at.offset.max(1))?;
+        // At least something, which shows that the disk takes it; never more than there is.
+        let bytes = at.offset.max(1).min(present.metadata()?.len());
+        if let Err(cause) = folder::blank(&present, bytes) {
+            own.note(at)?;
+            return Err(cause);
+        }
         writer.end = Place::start_of(at.segment);
         writer.failed = false;
         self.judge(&writer);

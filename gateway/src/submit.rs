@@ -267,6 +267,7 @@ async fn exchange(
     } = sent;
     let assertion = gateway.assertion(session, ctx, forward, digest);
     let mut hold = mem::take(&mut ctx.hold);
+    hold.spare();
     let mut account = Account {
         budget: &gateway.budget,
         tenant: ctx.tenant(),

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Seek as _, Write as _},
+    io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -230,11 +230,15 @@ impl Folder {
     }
 }
 
-/// Overwrites the beginning of a file with zeros, in whole pieces.
-pub(super) fn blank(mut file: &File, bytes: u64) -> io::Result<()> {
-    file.rewind()?;
-    for _ in 0..bytes.div_ceil(BLANK_BYTES as u64) {
-        file.write_all(&[0; BLANK_BYTES])?;
+/// Overwrites so many bytes at the beginning of a file with zeros.
+pub(super) fn blank(file: &File, bytes: u64) -> io::Result<()> {
+    let piece = [0; BLANK_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        let length = (bytes - at).min(BLANK_BYTES as u64);
+        let piece = &piece[..usize::try_from(length).unwrap_or(BLANK_BYTES)];
+        file.write_all_at(piece, at)?;
+        at += length;
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! What is measured under load: a client's latencies, and the gateway's memory.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -9,8 +12,9 @@ use crate::{app::App, raw};
 /// How often a victim asks: often enough for a slowest hundredth, too seldom to be the load.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A client that asks one thing after another on one connection.
+/// A client that asks one thing after another on one connection, and on another when it is told.
 pub(crate) struct Victim {
+    listen: SocketAddr,
     stream: TcpStream,
     request: Vec<u8>,
 }
@@ -28,6 +32,7 @@ impl Victim {
             app.key
         );
         Self {
+            listen: app.listen,
             stream: TcpStream::connect(app.listen).await.unwrap(),
             request: request.into_bytes(),
         }
@@ -42,6 +47,12 @@ impl Victim {
             let answer = raw::answer(&mut self.stream).await;
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
             took.push(asked.elapsed());
+            if answer
+                .to_ascii_lowercase()
+                .contains("\r\nconnection: close\r\n")
+            {
+                self.stream = TcpStream::connect(self.listen).await.unwrap();
+            }
             tokio::time::sleep(PAUSE).await;
         }
         took.sort_unstable();

@@ -10,6 +10,7 @@ use crate::{
     frames::{END_HEADERS, END_STREAM, HEADERS, Outcome, block, frame, outcome},
     load::rss_mib,
     seconds,
+    upstream::Seen,
 };
 
 /// What the gateway may have resident, as built for tests.
@@ -23,10 +24,10 @@ const CLIENTS: usize = 4;
 async fn under_mixed_load_memory_is_flat_and_at_most_96_mib() {
     let plan = "--per-minute 6000000 --burst 100000 --per-hour 100000000";
     let app = app::start_with_plan(&[("H2C", "true")], plan).await;
-    let (pid, time) = (app.gateway.id(), seconds(600, 4));
-    load(&app, time / 2).await;
+    let (pid, time) = (app.gateway.id(), seconds(600, 6));
+    load(&app, time / 3).await;
     let warm = rss_mib(pid);
-    load(&app, time).await;
+    load(&app, time * 2 / 3).await;
     let after = rss_mib(pid);
     println!("{warm:.1} MiB warm, {after:.1} MiB after {time:?}");
     assert!(after <= RESIDENT_MIB, "{after}");
@@ -57,6 +58,7 @@ struct Target {
     url: String,
     listen: std::net::SocketAddr,
     key: String,
+    seen: Seen,
 }
 
 impl Target {
@@ -66,11 +68,13 @@ impl Target {
             url: app.url.clone(),
             listen: app.listen,
             key: app.key.clone(),
+            seen: app.upstreams.seen.clone(),
         }
     }
 
     /// One of everything.
     async fn round(&self, client: usize, number: usize) {
+        self.seen.forget();
         let send = |method: Method, path: &str| {
             let request = self.client.request(method, format!("{}{path}", self.url));
             request.bearer_auth(&self.key)

@@ -115,6 +115,11 @@ impl Seen {
         self.0.lock().unwrap().clone()
     }
 
+    /// Forgets what arrived: under load for long it is more than a machine has room for.
+    pub(crate) fn forget(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
     /// How many requests arrived.
     pub(crate) fn count(&self) -> usize {
         self.0.lock().unwrap().len()

@@ -2,6 +2,8 @@
 //! its work now), `/metrics` (Prometheus text).
 
 use std::{
+    future::pending,
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -11,16 +13,20 @@ use std::{
 };
 
 use anyhow::Context as _;
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{Router, extract::State, http::StatusCode, routing::get, serve::Listener};
 use futures::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::postgres::explain;
 
 /// How long one readiness check may take.
 const CHECK_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long whoever was let in before the listener was given away may take to ask: hyper closes a
+/// connection that it is told to leave and has read nothing of.
+const LAST_REQUEST: Duration = Duration::from_millis(150);
 
 type Check = Box<dyn Fn() -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
 
@@ -38,6 +44,12 @@ struct Admin {
     readiness: Readiness,
     metrics: PrometheusHandle,
     stopping: CancellationToken,
+}
+
+/// A listener that lets nobody in once it is given away.
+struct Door {
+    listener: TcpListener,
+    given_away: CancellationToken,
 }
 
 impl Readiness {
@@ -166,7 +178,15 @@ pub async fn serve(
             metrics,
             stopping,
         }));
-    let leave = given_away.clone().cancelled_owned();
+    let gone = given_away.clone();
+    let leave = async move {
+        gone.cancelled().await;
+        tokio::time::sleep(LAST_REQUEST).await;
+    };
+    let listener = Door {
+        listener,
+        given_away: given_away.clone(),
+    };
     let server = axum::serve(listener, router).with_graceful_shutdown(leave);
     // The listener must answer while everything else drains, so it is no task of the lifecycle's:
     // it ends with the process.
@@ -181,6 +201,23 @@ pub async fn serve(
         () = ended.cancelled() => {}
     }
     Ok(())
+}
+
+impl Listener for Door {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        tokio::select! {
+            biased;
+            () = self.given_away.cancelled() => pending().await,
+            accepted = Listener::accept(&mut self.listener) => accepted,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
